@@ -1,0 +1,140 @@
+"""The waist: what virtual tokens are, and what must match between them and a model.
+
+Methods make these values, engines use them; neither knows the other. This file knows no model and no method.
+Legend, the same in all files: B batch, T text tokens, P virtual tokens, S = P + T, L layers, N query heads,
+K key-value heads, H head width, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from epigraph.errors import GeometryMismatch
+
+Site = Literal["decoder.self", "decoder.cross", "encoder.self"]
+Visibility = Literal["always", "window"]
+PositionKind = Literal["rotary", "absolute", "none"]
+
+SITES: tuple[Site, ...] = get_args(Site)
+VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerGeometry:
+    """One attention layer: K key-value heads of width H; ``window`` counts positions, None sees everything."""
+
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """What must match between virtual tokens and a model.
+
+    ``embedding_dim`` is the width of the *input* embeddings (E, not always D); ``max_positions`` is None where
+    positions have no table to run out of.
+    """
+
+    sites: Mapping[Site, tuple[LayerGeometry, ...]]
+    embedding_dim: int
+    position_kind: PositionKind
+    max_positions: int | None = None
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether any layer sees only a window, so that ``always`` and ``window`` differ."""
+        return any(layer.window is not None for layers in self.sites.values() for layer in layers)
+
+    def numbers_per_token(self) -> int:
+        """How many numbers one virtual token is, as keys and values in every layer of every site."""
+        return sum(2 * x.num_kv_heads * x.head_dim for layers in self.sites.values() for x in layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerKV:
+    """The virtual keys and values of one layer, each ``[P, K, H]``; keys are stored after any rotation."""
+
+    keys_PKH: Tensor
+    values_PKH: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVPrefix:
+    """Virtual tokens as keys and values: for each site one :class:`LayerKV` a layer (None where a layer has none).
+
+    ``text_start`` is the position of the first text token; it is stored, never inferred. Virtual token j stands at
+    position ``text_start - P + j``. ``visibility`` says who sees it in a windowed layer: ``always`` everyone,
+    ``window`` the positions that the model's own rule allows. (Li & Liang 2021, section 4.2 and eq. 3.)
+    """
+
+    sites: Mapping[Site, tuple[LayerKV | None, ...]]
+    text_start: int
+    visibility: Visibility = "always"
+
+    def layers(self) -> Iterator[tuple[Site, int, LayerKV]]:
+        """Every layer that has virtual tokens, as (site, layer number, its keys and values)."""
+        for site, layers in self.sites.items():
+            for number, layer in enumerate(layers):
+                if layer is not None:
+                    yield site, number, layer
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """P. The same in every layer, which :meth:`check` asserts."""
+        return max((layer.keys_PKH.shape[0] for _, _, layer in self.layers()), default=0)
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers the prefix holds."""
+        return sum(x.keys_PKH.numel() + x.values_PKH.numel() for _, _, x in self.layers())
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> KVPrefix:
+        """The same prefix with ``change`` applied to every ``[P, K, H]`` tensor."""
+        sites: dict[Site, tuple[LayerKV | None, ...]] = {
+            site: tuple(x and LayerKV(keys_PKH=change(x.keys_PKH), values_PKH=change(x.values_PKH)) for x in layers)
+            for site, layers in self.sites.items()
+        }
+        return KVPrefix(sites=sites, text_start=self.text_start, visibility=self.visibility)
+
+    def to(self, *args: torch.device | torch.dtype | str) -> KVPrefix:
+        """On another device or in another dtype."""
+        return self.map(lambda x: x.to(*args))
+
+    def frozen_copy(self) -> KVPrefix:
+        """Detached from any graph and from the storage it was trained in."""
+        return self.map(lambda x: x.detach().clone())
+
+    def check(self, geometry: Geometry) -> None:
+        """Raise :class:`GeometryMismatch` unless every site, layer and shape fits ``geometry``."""
+        for site, layers in self.sites.items():
+            want = geometry.sites.get(site)
+            if want is None or len(want) != len(layers):
+                have = "no such site" if want is None else f"{len(want)} layers"
+                raise GeometryMismatch(f"prefix has {len(layers)} layers at {site}, the model has {have}")
+        for site, number, layer in self.layers():
+            model = geometry.sites[site][number]
+            want_shape = (self.num_virtual_tokens, model.num_kv_heads, model.head_dim)
+            for name, x in (("keys", layer.keys_PKH), ("values", layer.values_PKH)):
+                if tuple(x.shape) != want_shape:
+                    raise GeometryMismatch(
+                        f"{site} layer {number}: {name} are {list(x.shape)}, expected {list(want_shape)} "
+                        "(virtual tokens, key-value heads, head width)"
+                    )
+        if self.visibility not in VISIBILITIES:
+            raise GeometryMismatch(f"visibility is {self.visibility!r}, expected one of {', '.join(VISIBILITIES)}")
+        self._check_positions(geometry)
+
+    def _check_positions(self, geometry: Geometry) -> None:
+        if self.text_start < 0:
+            raise GeometryMismatch(f"text starts at position {self.text_start}, expected 0 or more")
+        if geometry.max_positions is not None and self.text_start >= geometry.max_positions:
+            raise GeometryMismatch(
+                f"text would start at position {self.text_start}, the model has {geometry.max_positions} positions; "
+                "train with fewer virtual tokens"
+            )
