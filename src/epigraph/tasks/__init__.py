@@ -1,0 +1,1 @@
+"""Data, and what counts as good. No torch."""

@@ -1,0 +1,78 @@
+"""What a task is: examples, words for them, and what counts as good. It knows no model and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from epigraph.errors import TaskNotFound
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One turn of a conversation; ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One row: a source and its references; for chat rows the turns, whose last one is the reference."""
+
+    source: str
+    references: tuple[str, ...]
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """Scores of one system on one test set.
+
+    ``values`` maps a metric to its value, ``intervals`` to its bootstrap interval (low, high), ``variants`` to the
+    exact variant that was computed, in words.
+    """
+
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    variants: Mapping[str, str]
+    num_examples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a record: ``{"scores": {...}, "intervals": {...}, "variants": {...}, ...}``."""
+        return {
+            "scores": dict(self.values),
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+            "variants": dict(self.variants),
+            "num_examples": self.num_examples,
+        }
+
+
+Loader = Callable[[], list[Example]]
+Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A named task. ``instruction`` says it in words (the default text to initialise from); ``headline`` is the
+    metric that development and tables go by; lengths count tokens."""
+
+    name: str
+    summary: str
+    instruction: str
+    splits: Mapping[str, Loader]
+    score: Scorer
+    headline: str = "bleu"
+    input_template: str = "{source}\n"
+    target_template: str = "{target}"
+    max_source_tokens: int = 512
+    max_target_tokens: int = 128
+    is_chat: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self, split: str) -> list[Example]:
+        """The examples of ``split``; raises :class:`TaskNotFound` for a split the task does not have."""
+        if split not in self.splits:
+            raise TaskNotFound(f"task {self.name} has no split {split!r}, expected one of {', '.join(self.splits)}")
+        return self.splits[split]()

@@ -1,0 +1,94 @@
+"""Every task by name, a user's own files as a task, and draws from examples. It reads no file itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+from epigraph.errors import BadRows, BadValue, TaskNotFound, TooFewExamples
+from epigraph.tasks.base import Example, Task
+from epigraph.tasks.metrics import score_generation
+from epigraph.tasks.rows import read_rows
+from epigraph.tasks.table_to_text import cards, e2e
+
+TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType({"cards": cards, "e2e": e2e})
+
+
+def find(name: str) -> Task:
+    """The task of that name; raises :class:`TaskNotFound` with the nearest name."""
+    if name in TASKS:
+        return TASKS[name]()
+    near = get_close_matches(name.lower(), TASKS, n=1)
+    hint = f"did you mean {near[0]}" if near else f"expected one of {', '.join(TASKS)}"
+    raise TaskNotFound(f"got no task {name!r}, {hint}; see `epigraph data list`, or for your own file use --data FILE")
+
+
+def own_data(train: Path, dev: Path | None, test: Path | None, name: str) -> Task:
+    """A user's own files as a task, all of them read now, so that bad rows are known before any model is loaded.
+
+    Rows are plain in every file or chat in every file. Raises what :func:`~epigraph.tasks.rows.read_rows` raises, and
+    :class:`BadRows` where one file is chat and another is plain.
+    """
+    given = {"train": train, "dev": dev, "test": test}
+    files = {split: path for split, path in given.items() if path is not None}
+    rows = {split: read_rows(path) for split, path in files.items()}
+    is_chat = bool(rows["train"][0].turns)
+    for split, examples in rows.items():
+        if bool(examples[0].turns) != is_chat:
+            kinds = ("chat rows", "plain rows") if is_chat else ("plain rows", "chat rows")
+            raise BadRows(f"{files[split]}: got {kinds[1]}, expected {kinds[0]} as in {train}")
+    return Task(
+        name=name,
+        summary=f"your own {'conversations' if is_chat else 'rows'} from {train}",
+        instruction="Write the text that belongs to the input.",
+        splits={split: partial(list, examples) for split, examples in rows.items()},
+        score=score_generation,
+        is_chat=is_chat,
+        files={split: str(path) for split, path in files.items()},
+    )
+
+
+def draw_pairs(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    """``limit`` (source, reference) pairs of ``examples``, each as an example with that one reference.
+
+    Every pair is as likely as any other, without replacement: an example with 8 references is 8 pairs. The same seed
+    draws the same on every machine, and a smaller draw is the beginning of a larger one. None is all pairs in order.
+    Raises :class:`TooFewExamples` where there are not ``limit`` pairs, :class:`BadValue` for a limit below 1.
+    """
+    pairs = [
+        Example(source=example.source, references=(reference,), turns=example.turns)
+        for example in examples
+        for reference in example.references
+    ]
+    if limit is None:
+        return pairs
+    if limit < 1:
+        raise BadValue(f"got a limit of {limit} pairs, expected 1 or more")
+    if limit > len(pairs):
+        raise TooFewExamples(
+            f"got a limit of {limit:,} pairs, expected {len(pairs):,} or fewer: {len(examples):,} examples have no more"
+        )
+    # Sorting by random() and not sample(): Python promises the same numbers across versions for random() alone.
+    generator = random.Random(seed)
+    keys = [generator.random() for _ in pairs]
+    return [pairs[number] for number in sorted(range(len(pairs)), key=keys.__getitem__)[:limit]]
+
+
+def data_hash(examples: Sequence[Example]) -> str:
+    """SHA-256, in hexadecimal, of the examples as canonical JSON, one a line; their order counts."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row = {
+            "source": example.source,
+            "references": list(example.references),
+            "turns": [{"role": turn.role, "content": turn.content} for turn in example.turns],
+        }
+        line = json.dumps(row, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+        digest.update(line.encode("ascii") + b"\n")
+    return digest.hexdigest()
