@@ -1,0 +1,1 @@
+"""The frozen base models: the only package that imports transformers."""

@@ -1,0 +1,87 @@
+"""Batched decoding behind prefixes, by transformers' own ``generate``: the oracle that every engine is held to.
+
+Knows how rows become a left-padded batch; the answer of a row does not depend on its neighbours (guarantee 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from epigraph.contract import Decoding
+from epigraph.frozen.inputs import fill_token, pad
+from epigraph.frozen.model import FrozenModel
+from epigraph.virtual import KVPrefix
+
+Advance = Callable[[int], None]
+
+
+def generate(
+    frozen: FrozenModel,
+    prompts: Sequence[Sequence[int]],
+    prefixes: KVPrefix | Sequence[KVPrefix | None] | None,
+    decoding: Decoding,
+    *,
+    batch_size: int = 64,
+    advance: Advance = lambda _: None,
+    **options: Any,
+) -> list[list[int]]:
+    """The new token ids of each prompt, its end token left out, in the order given.
+
+    ``prefixes``: one for all rows, one a row, or None for the bare model. Rows are decoded in batches of similar
+    length; ``advance`` is told how many are done. ``options`` go to transformers' ``generate`` (sampling, say).
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    answers: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        rows = prefixes if prefixes is None or isinstance(prefixes, KVPrefix) else [prefixes[i] for i in numbers]
+        for number, new in zip(
+            numbers, _batch(frozen, [prompts[i] for i in numbers], rows, decoding, options), strict=True
+        ):
+            answers[number] = new
+        advance(len(numbers))
+    return answers
+
+
+def _batch(
+    frozen: FrozenModel,
+    prompts: Sequence[Sequence[int]],
+    prefixes: KVPrefix | Sequence[KVPrefix | None] | None,
+    decoding: Decoding,
+    options: dict[str, Any],
+) -> list[list[int]]:
+    ids, mask = (x.to(frozen.device) for x in pad(prompts, fill_token(frozen.tokenizer), left=True))
+    config = _generation_config(frozen, decoding, options)
+    stops = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
+    with torch.inference_mode():
+        if prefixes is None:
+            out = frozen.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        else:
+            copies = max(config.num_beams, config.num_return_sequences or 1)
+            with frozen.bind(prefixes, copies=copies):
+                out = frozen.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+
+
+def _generation_config(frozen: FrozenModel, decoding: Decoding, options: dict[str, Any]) -> GenerationConfig:
+    eos = frozen.tokenizer.eos_token_id
+    settings: dict[str, Any] = {
+        "do_sample": False,
+        "num_beams": decoding.num_beams,
+        "max_new_tokens": decoding.max_new_tokens,
+        "min_new_tokens": decoding.min_new_tokens or None,
+        "eos_token_id": eos,
+        "pad_token_id": fill_token(frozen.tokenizer),
+    }
+    if decoding.num_beams > 1:
+        settings["length_penalty"] = decoding.length_penalty
+    return GenerationConfig(**{**settings, **options})
+
+
+def _until(ids: list[int], stops: set[int]) -> list[int]:
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]

@@ -1,0 +1,94 @@
+"""What a model is to virtual tokens, found by looking: one tiny forward through the seam shows every attention layer.
+
+Knows the conditions under which a model can take virtual keys and values; refuses everything else by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from epigraph.errors import LostBinding, UnsupportedModel
+from epigraph.frozen.attention import ARGUMENT, Run, Slot
+from epigraph.virtual import Geometry, LayerGeometry, PositionKind
+
+
+def survey(model: PreTrainedModel) -> tuple[Geometry, dict[nn.Module, Slot]]:
+    """The model's geometry, and the place of each of its attention modules.
+
+    Raises :class:`UnsupportedModel` with the reason where virtual keys and values could not be exact.
+    """
+    _refuse_by_config(model)
+    seen, windows = _look(model)
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if len(seen) != num_layers:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has {num_layers} layers, but {len(seen)} attention modules ran; models that share "
+            "attention modules between layers or mix attention with recurrent state cannot take a prefix"
+        )
+    slots, layers = {}, []
+    for number, (module, (key, _)) in enumerate(seen.items()):
+        slots[module] = Slot(site="decoder.self", layer=number, window=windows[module])
+        layers.append(
+            LayerGeometry(num_kv_heads=key.shape[1], head_dim=key.shape[3], window=windows[module]),
+        )
+    kind, max_positions = _positions(model)
+    geometry = Geometry(
+        sites={"decoder.self": tuple(layers)},
+        embedding_dim=model.get_input_embeddings().weight.shape[1],
+        position_kind=kind,
+        max_positions=max_positions,
+    )
+    return geometry, slots
+
+
+def _look(model: PreTrainedModel) -> tuple[dict[nn.Module, tuple[Tensor, Tensor]], Mapping[nn.Module, int | None]]:
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    run = Run(slots={}, seen=seen)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    probe: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "use_cache": False,
+        ARGUMENT: run,
+    }
+    try:
+        with torch.no_grad():
+            model(**probe)
+    except LostBinding as lost:
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not hand keyword arguments down to its attention, so no prefix can reach it"
+        ) from lost
+    except TypeError as wrong:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot carry a prefix: its forward takes no further keyword arguments ({wrong})"
+        ) from wrong
+    return seen, run.windows
+
+
+def _refuse_by_config(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config()
+    reasons = {
+        "it is an encoder-decoder, and its three sites are not built yet": getattr(config, "is_encoder_decoder", False),
+        "it has cross-attention": getattr(config, "add_cross_attention", False),
+        "some of its layers share the keys and values of others": getattr(config, "num_kv_shared_layers", 0),
+        "it attends in chunks": "chunked_attention" in (getattr(config, "layer_types", None) or ()),
+        "it has no language-modelling head": model.get_output_embeddings() is None,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+
+
+def _positions(model: PreTrainedModel) -> tuple[PositionKind, int | None]:
+    if any("RotaryEmbedding" in type(module).__name__ for module in model.modules()):
+        return "rotary", None
+    length = model.config.get_text_config().max_position_embeddings
+    tables = [x for x in model.modules() if isinstance(x, nn.Embedding) and x is not model.get_input_embeddings()]
+    if any(table.num_embeddings >= length for table in tables):
+        return "absolute", length
+    raise UnsupportedModel(f"{type(model).__name__} numbers its positions in a way that is neither rotary nor a table")
