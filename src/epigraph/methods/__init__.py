@@ -1,0 +1,1 @@
+"""What makes virtual tokens, one paper a file."""

@@ -1,0 +1,137 @@
+"""Prefix-Tuning (Li & Liang 2021): trained keys and values in every layer of a frozen model.
+
+Three parameterisations of the same thing, all folded to plain keys and values at save. It knows no model.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from epigraph.methods.base import Method, flatten, unflatten
+from epigraph.virtual import Geometry, KVPrefix, Visibility
+
+Parameterization = Literal["raw", "mlp", "mlp-code"]
+Initial = Literal["text", "document", "random", "zero", "artifact", "default"]
+
+
+class PrefixTuningConfig(BaseModel):
+    """How a prefix is parameterised and where it starts.
+
+    ``parameterization``: ``raw`` trains the keys and values themselves. ``mlp`` is the paper's text (section 4.3):
+    P' of P x k, an MLP from k to all keys and values; it gives no hidden layer, we take one of width k with tanh.
+    ``mlp-code`` is the authors' code: P' as wide as the model's embeddings, one hidden layer of width k with tanh.
+    ``initial``: ``text`` (the exact keys and values of ``initial_text``), ``document`` (of the first tokens of the file
+    ``initial_path``), ``random`` (normal, ``initial_std``), ``zero``, ``artifact`` (the file ``initial_path``), or
+    ``default``: text for ``raw``, PyTorch's own random weights for the MLPs, as in the paper's full-data runs. An MLP
+    with another initial value is fitted to it (MSE, Adam) before the task, as the authors do in low data.
+    ``num_sink_tokens`` leading virtual tokens keep their first value (Cartridges, 2025).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=65_536)] = 10
+    parameterization: Parameterization = "raw"
+    mlp_width: Annotated[int, Field(ge=1, le=65_536)] = 512
+    initial: Initial = "default"
+    initial_text: str | None = None
+    initial_path: str | None = None
+    initial_std: Annotated[float, Field(gt=0, le=100)] = 0.5
+    fit_steps: Annotated[int, Field(ge=0, le=100_000)] = 500
+    fit_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    num_sink_tokens: Annotated[int, Field(ge=0)] = 0
+    visibility: Visibility = "always"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PrefixTuningConfig:
+        if self.num_sink_tokens > self.num_virtual_tokens:
+            raise ValueError(
+                f"num_sink_tokens is {self.num_sink_tokens}, expected at most {self.num_virtual_tokens} "
+                "(num_virtual_tokens)"
+            )
+        if self.initial in ("document", "artifact") and self.initial_path is None:
+            raise ValueError(f"initial = {self.initial!r} needs initial_path")
+        if self.num_sink_tokens and self.start is None:
+            raise ValueError("num_sink_tokens needs an initial value to keep; set initial")
+        return self
+
+    @property
+    def start(self) -> Initial | None:
+        """The initial value in force; None leaves an MLP's own random weights."""
+        if self.initial != "default":
+            return self.initial
+        return "text" if self.parameterization == "raw" else None
+
+
+class PrefixTuning(Method):
+    """Trained keys and values in every layer: ``P_theta`` of eq. 3, free or behind the MLP of section 4.3.
+
+    ``initial`` gives the first values, and is required unless an MLP starts from its own random weights.
+    Seeds: torch's global generator, for the MLP's weights and dropout.
+    """
+
+    def __init__(self, config: PrefixTuningConfig, geometry: Geometry, initial: KVPrefix | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = geometry
+        num_tokens, num_numbers = config.num_virtual_tokens, geometry.numbers_per_token()
+        self.text_start = num_tokens if initial is None else initial.text_start
+        first_PN = None if initial is None else flatten(initial)
+        sinks = torch.empty(0, num_numbers) if first_PN is None else first_PN[: config.num_sink_tokens].clone()
+        self.register_buffer("sinks_SN", sinks)
+        self.sinks_SN: Tensor
+        num_free = num_tokens - config.num_sink_tokens
+        if config.parameterization == "raw":
+            if first_PN is None:
+                raise ValueError("a raw prefix needs its first values; see epigraph.methods.initial")
+            self.free: nn.Module = _Raw(first_PN[config.num_sink_tokens :])
+            return
+        width_in = config.mlp_width if config.parameterization == "mlp" else geometry.embedding_dim
+        self.free = _MLP(num_free, width_in, config.mlp_width, num_numbers)
+        if first_PN is not None:
+            _fit(self.free, first_PN[config.num_sink_tokens :], config.fit_steps, config.fit_lr)
+
+    def forward(self) -> KVPrefix:
+        """The prefix, ``text_start`` = P, float32."""
+        flat_PN = torch.cat([self.sinks_SN, self.free()]) if len(self.sinks_SN) else self.free()
+        flat_PN = nn.functional.dropout(flat_PN, self.config.dropout, self.training)
+        return unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=self.config.visibility)
+
+
+class _Raw(nn.Module):
+    """The numbers themselves, ``[P, N]``."""
+
+    def __init__(self, first_PN: Tensor) -> None:
+        super().__init__()
+        self.numbers_PN = nn.Parameter(first_PN.clone())
+
+    def forward(self) -> Tensor:
+        return self.numbers_PN
+
+
+class _MLP(nn.Module):
+    """P' and the MLP over it: embedding, linear, tanh, linear."""
+
+    def __init__(self, num_tokens: int, width_in: int, width: int, num_numbers: int) -> None:
+        super().__init__()
+        self.inputs = nn.Parameter(torch.randn(num_tokens, width_in))
+        self.mlp = nn.Sequential(nn.Linear(width_in, width), nn.Tanh(), nn.Linear(width, num_numbers))
+
+    def forward(self) -> Tensor:
+        flat_PN: Tensor = self.mlp(self.inputs)
+        return flat_PN
+
+
+def _fit(free: nn.Module, target_PN: Tensor, steps: int, lr: float) -> None:
+    """Fit the MLP alone, not P', to first values by MSE, as the authors do before training in low data."""
+    assert isinstance(free, _MLP)
+    optimizer = torch.optim.Adam(free.mlp.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(free(), target_PN).backward()
+        optimizer.step()
+    free.zero_grad(set_to_none=True)

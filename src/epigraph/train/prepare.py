@@ -1,0 +1,138 @@
+"""From a recipe to everything a run needs: model, task, rows of ids, contract, method. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from epigraph import artifact
+from epigraph.contract import Decoding, TextContract
+from epigraph.errors import BadValue, DataNotFound
+from epigraph.frozen.inputs import Codec, Encoded, chat_template_hash
+from epigraph.frozen.model import FrozenModel
+from epigraph.methods import initial
+from epigraph.methods.base import Method
+from epigraph.methods.prefix_tuning import PrefixTuning
+from epigraph.tasks.base import Example, Task
+from epigraph.tasks.catalogue import data_hash, draw_pairs, find, own_data
+from epigraph.train.evaluate import lesson
+from epigraph.train.recipe import Recipe
+from epigraph.virtual import KVPrefix
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """Everything a run needs."""
+
+    recipe: Recipe
+    frozen: FrozenModel
+    task: Task
+    codec: Codec
+    pairs: tuple[Example, ...]
+    rows: tuple[Encoded, ...]
+    dev_rows: tuple[Encoded, ...]
+    data_hashes: dict[str, str]
+    steps: int
+
+
+def find_task(recipe: Recipe) -> Task:
+    """The recipe's task: a named one, or one made of the user's own files."""
+    data = recipe.data
+    if data.task is not None:
+        return find(data.task)
+    assert data.train is not None
+    return own_data(data.train, data.dev, data.test, data.train.stem)
+
+
+def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
+    """Read and check everything; every mistake in recipe, data and model shows here, before any training.
+
+    Data come first: they are quick to read, and their mistakes are the likeliest.
+    """
+    task = find_task(recipe)
+    examples = task.load("train")
+    pairs = draw_pairs(examples, recipe.data.limit, recipe.training.seed)
+    dev = task.load("dev") if "dev" in task.splits else []
+    if recipe.training.dev_metric != "loss" and not dev:
+        raise DataNotFound("training.dev_metric needs development rows; give data.dev or set it to loss")
+    frozen = FrozenModel.load(
+        recipe.model, dtype=DTYPES[recipe.training.precision], attention_name=recipe.attention, device=device
+    )
+    codec = Codec(frozen.tokenizer, contract_for(recipe, task, frozen))
+    rows = tuple(lesson(codec, example) for example in pairs)
+    return Prepared(
+        recipe=recipe,
+        frozen=frozen,
+        task=task,
+        codec=codec,
+        pairs=tuple(pairs),
+        rows=rows,
+        dev_rows=tuple(lesson(codec, example) for example in dev[: recipe.data.dev_limit]),
+        data_hashes={"train": data_hash(pairs), **({"dev": data_hash(dev)} if dev else {})},
+        steps=recipe.steps_for(len(rows)),
+    )
+
+
+def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContract:
+    """The task's text contract with the recipe's changes; a start token where the tokenizer puts one by itself."""
+    text = recipe.text
+    starts = frozen.tokenizer("a").input_ids[:1] == [frozen.tokenizer.bos_token_id]
+    max_target = text.max_target_tokens or task.max_target_tokens
+    chosen = {
+        "input_template": text.input_template or task.input_template,
+        "target_template": text.target_template or task.target_template,
+        "bos": starts if text.bos is None else text.bos,
+        "eos": True if text.eos is None else text.eos,
+        "stop": text.stop,
+        "max_source_tokens": text.max_source_tokens or task.max_source_tokens,
+        "max_target_tokens": max_target,
+        "decoding": Decoding(max_new_tokens=max_target),
+        "chat_template_hash": chat_template_hash(frozen.tokenizer) if task.is_chat else None,
+    }
+    try:
+        return TextContract.model_validate(chosen)
+    except ValueError as wrong:
+        raise BadValue(f"text: {str(wrong).splitlines()[2].strip()}") from None
+
+
+def make_method(ready: Prepared) -> Method:
+    """The recipe's method with its first values; the seed decides every random one."""
+    config = ready.recipe.method
+    torch.manual_seed(ready.recipe.training.seed)
+    return PrefixTuning(config, ready.frozen.geometry, _first_values(ready))
+
+
+def _first_values(ready: Prepared) -> KVPrefix | None:
+    config, frozen, geometry = ready.recipe.method, ready.frozen, ready.frozen.geometry
+    num_tokens = config.num_virtual_tokens
+    match config.start:
+        case None:
+            return None
+        case "random":
+            generator = torch.Generator().manual_seed(ready.recipe.training.seed)
+            return initial.random_normal(geometry, num_tokens, std=config.initial_std, generator=generator)
+        case "zero":
+            return initial.zero(geometry, num_tokens)
+        case "artifact":
+            there = artifact.load(artifact.find(Path(str(config.initial_path))))
+            there.check_base(geometry, frozen.fingerprint, frozen.tokenizer_fingerprint)
+            return initial.from_prefix(there.prefix, geometry, num_tokens)
+        case "document":
+            text = _document(Path(str(config.initial_path)))
+            ids = frozen.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            return initial.from_document(frozen.read, ids, num_tokens)
+        case _:
+            text = config.initial_text or ready.task.instruction
+            ids = frozen.tokenizer(text, add_special_tokens=False).input_ids
+            return initial.from_text(frozen.read, ids, num_tokens)
+
+
+def _document(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise BadValue(f"method.initial_path: cannot read {path}: {wrong}") from None

@@ -1,0 +1,196 @@
+"""A recipe: everything that decides a training run, typed and checked. It knows no model and no data.
+
+Every key of every table below is documented in docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from epigraph.errors import BadValue, RecipeError, UnknownKey
+from epigraph.methods.prefix_tuning import PrefixTuningConfig
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+# Where no learning rate is given. mlp-code: the paper's own (Li & Liang 2021, table 6: 5e-5 to 8e-5) is for thousands
+# of steps; these are for a few hundred and were chosen on E2E development tables (docs/results.md).
+DEFAULT_LR = {"raw": 1e-2, "mlp": 1e-3, "mlp-code": 1e-3}
+
+
+class Part(BaseModel):
+    """A table of a recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MethodPart(PrefixTuningConfig):
+    """``[method]``: which method, and its own keys."""
+
+    name: Literal["prefix-tuning"] = "prefix-tuning"
+
+
+class DataPart(Part):
+    """``[data]``: a named task, or files of one's own."""
+
+    task: str | None = None
+    train: Path | None = None
+    dev: Path | None = None
+    test: Path | None = None
+    limit: Positive | None = None
+    dev_limit: Positive = 64
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataPart:
+        if (self.task is None) == (self.train is None):
+            got = "both" if self.task else "neither"
+            raise ValueError(f"give either task or train (a file of your own), got {got}")
+        return self
+
+
+class TextPart(Part):
+    """``[text]``: the text contract, where the task's own is not wanted."""
+
+    input_template: str | None = None
+    target_template: str | None = None
+    bos: bool | None = None
+    eos: bool | None = None
+    stop: tuple[str, ...] = ()
+    max_source_tokens: Positive | None = None
+    max_target_tokens: Positive | None = None
+
+
+class TrainingPart(Part):
+    """``[training]``: the loop."""
+
+    steps: Positive | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Positive = 8
+    accumulation: Positive = 1
+    lr: Annotated[float, Field(gt=0, le=100)] | None = None
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: NonNegative = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    reduction: Literal["token-mean", "example-sum"] = "token-mean"
+    precision: Literal["bf16", "fp32"] = "bf16"
+    buckets: bool = True
+    checkpoint_activations: bool = False
+    seed: NonNegative = 0
+    dev_every: NonNegative | None = None
+    dev_metric: str = "loss"
+    patience: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingPart:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        return self
+
+
+class Recipe(Part):
+    """Everything that decides a training run."""
+
+    model: str = "smollm2-135m"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    data: DataPart
+    method: MethodPart = MethodPart()
+    training: TrainingPart = TrainingPart()
+    text: TextPart = TextPart()
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force."""
+        return self.training.lr or DEFAULT_LR[self.method.parameterization]
+
+    def steps_for(self, num_rows: int) -> int:
+        """Optimiser steps in force: as given, or as many as the epochs hold; by default five epochs, at least 200."""
+        given = self.training
+        if given.steps is not None:
+            return given.steps
+        rows_a_step = given.batch_size * given.accumulation
+        if given.epochs is not None:
+            return max(1, round(given.epochs * num_rows / rows_a_step))
+        return max(200, round(5 * num_rows / rows_a_step))
+
+
+def read_recipe(path: Path | None, changes: Mapping[str, Any]) -> Recipe:
+    """A TOML file (or nothing), then ``changes`` by dotted key. Raises the leaves of :class:`RecipeError`."""
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BadValue(f"no recipe at {path}; give the path of a TOML file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as wrong:
+            raise BadValue(f"{path} is not a readable TOML file: {wrong}") from None
+    for key, value in changes.items():
+        _put(tables, key, value)
+    return check_recipe(tables)
+
+
+def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """``training.lr=1e-3`` and the like, values read as TOML, plain words as strings."""
+    changes: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise BadValue(f"got {pair!r}, expected key=value, for example training.lr=1e-3")
+        try:
+            changes[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[key] = text
+    return changes
+
+
+def check_recipe(tables: Mapping[str, Any]) -> Recipe:
+    """A recipe out of nested tables; the first mistake is raised, in one line."""
+    try:
+        return Recipe.model_validate(dict(tables))
+    except ValidationError as wrong:
+        raise _one_line(wrong.errors()[0]) from None
+
+
+def _put(tables: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    table = tables
+    for number, name in enumerate(parents):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise BadValue(f"{'.'.join(parents[: number + 1])} is not a table, so {dotted} cannot be set")
+    table[last] = value
+
+
+def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
+    key = ".".join(str(x) for x in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1) or [
+            x for x in known_keys() if x.endswith("." + key.rsplit(".", 1)[-1])
+        ]
+        hint = f"did you mean {near[0]}?" if near else "see docs/recipes.md for all keys"
+        return UnknownKey(f"unknown key {key}; {hint}")
+    if mistake["type"] == "missing":
+        return BadValue(f"{key} is missing; {'give --task NAME or --train FILE' if key == 'data' else 'set it'}")
+    got = json.dumps(mistake["input"], default=str)
+    where = f"{key}: " if key else ""
+    if mistake["type"] == "value_error":
+        return BadValue(f"{where}{str(mistake['msg']).removeprefix('Value error, ')}")
+    return BadValue(f"{where}got {got}, expected: {mistake['msg'].removeprefix('Input should be ')}")
+
+
+def known_keys() -> list[str]:
+    """Every key of a recipe, dotted."""
+    keys = ["model", "attention"]
+    for table in ("data", "method", "training", "text"):
+        part = Recipe.model_fields[table].annotation
+        assert isinstance(part, type)
+        assert issubclass(part, BaseModel)
+        keys += [f"{table}.{name}" for name in part.model_fields]
+    return keys

@@ -1,0 +1,92 @@
+"""An artifact at work: the frozen base it was trained for, checked, and the text contract it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from epigraph import artifact
+from epigraph.artifact import Artifact
+from epigraph.contract import Decoding
+from epigraph.errors import BadValue, ModelNotFound
+from epigraph.frozen.generate import generate
+from epigraph.frozen.inputs import Codec, Encoded, Message
+from epigraph.frozen.model import FrozenModel
+
+Text = str | Sequence[Mapping[str, str]]
+
+
+class Tuned:
+    """A frozen model and one artifact for it. ``prefix`` and ``contract`` are the artifact's."""
+
+    def __init__(self, frozen: FrozenModel, content: Artifact, *, allow_base: str | None = None) -> None:
+        """Raises :class:`WrongBase`, :class:`WrongTokenizer` or :class:`GeometryMismatch` when they do not fit."""
+        content.check_base(frozen.geometry, frozen.fingerprint, frozen.tokenizer_fingerprint, allow_base=allow_base)
+        self.frozen = frozen
+        self.artifact = content
+        self.prefix = content.prefix.to(frozen.device)
+        self.codec = Codec(frozen.tokenizer, content.contract)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        dtype: str = "float32",
+        attention_name: str = "sdpa",
+        device: str | torch.device = "cpu",
+        allow_base: str | None = None,
+    ) -> Self:
+        """The artifact at ``path`` (a file, or the folder a run wrote) behind its base model.
+
+        ``model`` is where the base is, when it is not where it was in training. ``allow_base`` admits a base with
+        other weights, by its fingerprint.
+        """
+        content = artifact.load(artifact.find(Path(path)))
+        try:
+            frozen = FrozenModel.load(
+                model or content.base_name, dtype=dtype, attention_name=attention_name, device=device
+            )
+        except ModelNotFound as missing:
+            if model is not None:
+                raise
+            raise ModelNotFound(f"{missing} (the artifact's base; pass --model when it is somewhere else)") from None
+        return cls(frozen, content, allow_base=allow_base)
+
+    def generate(
+        self,
+        texts: Sequence[Text],
+        *,
+        decoding: Decoding | None = None,
+        batch_size: int = 32,
+        advance: Callable[[int], None] = lambda _: None,
+        **options: Any,
+    ) -> list[str]:
+        """One answer a text, in order. A text is a source for the contract's input template, or for a chat contract
+        a list of ``{"role", "content"}`` turns (a plain string is one user turn). ``options`` go to transformers'
+        ``generate``: ``do_sample=True, temperature=0.7``, say.
+        """
+        prompts = [self.encode(text).ids for text in texts]
+        new = generate(
+            self.frozen,
+            prompts,
+            self.prefix,
+            decoding or self.artifact.contract.decoding,
+            batch_size=batch_size,
+            advance=advance,
+            **options,
+        )
+        return [self.codec.text(ids) for ids in new]
+
+    def encode(self, text: Text) -> Encoded:
+        """The ids that ask for an answer to ``text``, the same as in training."""
+        if self.artifact.contract.is_chat:
+            turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
+            return self.codec.question([Message(role=turn["role"], content=turn["content"]) for turn in turns])
+        if not isinstance(text, str):
+            raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
+        return self.codec.source({"source": text})
