@@ -17,7 +17,10 @@ from typing import Any
 from epigraph.train.record import machine, versions, write_json
 
 SEEDS = (1, 2, 3)
-TRAIN = "--model smollm2-135m --task e2e --method prefix-tuning --num-virtual-tokens 10 --limit 500 --steps 200 --batch-size 8"
+TRAIN = (
+    "--model smollm2-135m --task e2e --method prefix-tuning --num-virtual-tokens 10 "
+    "--limit 500 --steps 200 --batch-size 8"
+)
 SYSTEMS = {"text KV (default)": [], "random normal 0.5": ["--initial", "random"]}
 
 
@@ -31,7 +34,8 @@ def main() -> None:
     first = options.folder / f"text-kv-default-{SEEDS[0]}"
     bare = evaluate(first, options.split, "--untouched")
     found = {
-        "command": f"epigraph train {TRAIN} --seed S --out DIR; epigraph evaluate DIR --task e2e --split {options.split}",
+        "train": f"epigraph train {TRAIN} --seed S --out DIR",
+        "evaluate": f"epigraph evaluate DIR --task e2e --split {options.split}",
         "untouched": {"scores": bare["scores"], "intervals": bare["intervals"]},
         "runs": rows,
         "mean": {system: mean(rows, system) for system in SYSTEMS},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from conftest import tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from conftest import tiny_tokenizer
 from epigraph.contract import Decoding, TextContract
 from epigraph.errors import BadValue
 from epigraph.frozen.inputs import Codec, Message, chat_template_hash, pad
@@ -50,7 +50,9 @@ def test_serving_ids_begin_training_ids(source: str, target: str) -> None:
 def test_chat_serving_ids_begin_training_ids(turns: list[tuple[str, str]]) -> None:
     made = chat_codec()
     messages = [
-        Message(role=role, content=text) for pair in turns for role, text in zip(("user", "assistant"), pair, strict=True)
+        Message(role=role, content=text)
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     taught = made.chat(messages)
     for number in range(len(turns)):
@@ -59,8 +61,7 @@ def test_chat_serving_ids_begin_training_ids(turns: list[tuple[str, str]]) -> No
         assert taught.scored[len(asked.ids)]
         assert not taught.scored[len(asked.ids) - 1]
     scored = [token for token, counts in zip(taught.ids, taught.scored, strict=True) if counts]
-    said = made.tokenizer.decode(scored).replace(" ", "")
-    assert said == "".join(answer + "</assistant>" for _, answer in turns).replace(" ", "")
+    assert made.tokenizer.decode(scored) == "".join(answer + "</assistant>" for _, answer in turns)
 
 
 def test_a_chat_template_that_changed_is_refused() -> None:
@@ -75,7 +76,7 @@ def test_a_chat_template_that_changed_is_refused() -> None:
 def test_long_sources_are_shortened_inside_the_template() -> None:
     made = codec(input_template="<{source}>", max_source_tokens=10)
     kept = made.source({"source": "abcdefghijklmnop"})
-    assert made.tokenizer.decode(kept.ids).replace(" ", "") == "<abcdefgh>"
+    assert made.tokenizer.decode(kept.ids) == "<abcdefgh>"
     assert kept.truncated
     assert not made.source({"source": "abcdefgh"}).truncated
 
@@ -96,7 +97,7 @@ def test_long_targets_keep_their_end_token() -> None:
 def test_stop_strings_cut_answers() -> None:
     made = codec(stop=("##",))
     ids = made.tokenizer("yes## no", add_special_tokens=False).input_ids
-    assert made.text(ids) == made.tokenizer.decode(ids[:3]).strip()
+    assert made.text(ids) == "yes"
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_ids, random_prefix, tiny
 from pydantic import ValidationError
-from test_attention import assert_same, logits
 
+from conftest import random_ids, random_prefix, tiny
 from epigraph import artifact
 from epigraph.errors import BadValue, GeometryMismatch
 from epigraph.frozen.model import FrozenModel
@@ -17,6 +16,7 @@ from epigraph.methods import initial
 from epigraph.methods.base import flatten, unflatten
 from epigraph.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
 from epigraph.virtual import KVPrefix
+from test_attention import assert_same, logits
 
 PARAMETERIZATIONS = ("raw", "mlp", "mlp-code")
 

@@ -20,22 +20,31 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Decoding": "epigraph.contract",
-    "EpigraphError": "epigraph.errors",
-    "FrozenModel": "epigraph.frozen.model",
-    "Geometry": "epigraph.virtual",
-    "KVPrefix": "epigraph.virtual",
-    "LayerKV": "epigraph.virtual",
-    "PrefixTuning": "epigraph.methods.prefix_tuning",
-    "PrefixTuningConfig": "epigraph.methods.prefix_tuning",
-    "TextContract": "epigraph.contract",
-    "TrainableModel": "epigraph.train.module",
-    "Tuned": "epigraph.tuned",
-    "UserError": "epigraph.errors",
-}
+__all__ = [
+    "Decoding",
+    "EpigraphError",
+    "FrozenModel",
+    "Geometry",
+    "KVPrefix",
+    "LayerKV",
+    "PrefixTuning",
+    "PrefixTuningConfig",
+    "TextContract",
+    "TrainableModel",
+    "Tuned",
+    "UserError",
+    "load",
+]
 
-__all__ = ["load", *_HOMES]
+_HOMES = {
+    "contract": ("Decoding", "TextContract"),
+    "errors": ("EpigraphError", "UserError"),
+    "frozen.model": ("FrozenModel",),
+    "methods.prefix_tuning": ("PrefixTuning", "PrefixTuningConfig"),
+    "train.module": ("TrainableModel",),
+    "tuned": ("Tuned",),
+    "virtual": ("Geometry", "KVPrefix", "LayerKV"),
+}
 
 
 def load(path: str, **options: Any) -> Tuned:
@@ -46,6 +55,7 @@ def load(path: str, **options: Any) -> Tuned:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'epigraph' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"epigraph.{module}"), name)
+    raise AttributeError(f"module 'epigraph' has no attribute {name!r}")

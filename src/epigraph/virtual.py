@@ -102,9 +102,9 @@ class KVPrefix:
         }
         return KVPrefix(sites=sites, text_start=self.text_start, visibility=self.visibility)
 
-    def to(self, *args: torch.device | torch.dtype | str) -> KVPrefix:
+    def to(self, where: torch.device | torch.dtype | str) -> KVPrefix:
         """On another device or in another dtype."""
-        return self.map(lambda x: x.to(*args))
+        return self.map(lambda x: x.to(where))
 
     def frozen_copy(self) -> KVPrefix:
         """Detached from any graph and from the storage it was trained in."""

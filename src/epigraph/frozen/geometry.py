@@ -39,7 +39,7 @@ def survey(model: PreTrainedModel) -> tuple[Geometry, dict[nn.Module, Slot]]:
     kind, max_positions = _positions(model)
     geometry = Geometry(
         sites={"decoder.self": tuple(layers)},
-        embedding_dim=model.get_input_embeddings().weight.shape[1],
+        embedding_dim=_embedding_dim(model),
         position_kind=kind,
         max_positions=max_positions,
     )
@@ -82,6 +82,12 @@ def _refuse_by_config(model: PreTrainedModel) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+
+
+def _embedding_dim(model: PreTrainedModel) -> int:
+    # Asked of the module itself: some families scale or project after the lookup.
+    with torch.no_grad():
+        return int(model.get_input_embeddings()(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1])
 
 
 def _positions(model: PreTrainedModel) -> tuple[PositionKind, int | None]:

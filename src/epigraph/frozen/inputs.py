@@ -105,7 +105,7 @@ class Codec:
 
     def text(self, ids: Sequence[int]) -> str:
         """Generated ids as text: special tokens dropped, cut at the first stop string, outer blanks stripped."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         for stop in self.contract.stop:
             text = text.split(stop, 1)[0]
         return text.strip()
@@ -135,8 +135,7 @@ class Codec:
 
     def _rendered(self, turns: Sequence[Message], *, ask: bool) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        return text
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
 
     def _rest(self, text: str, done: str) -> str:
         if not text.startswith(done):

@@ -15,15 +15,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from epigraph.errors import AlreadyBound, BadValue, BatchMismatch, ReentrantCheckpointing, TextTooLong
 from epigraph.frozen import attention
 from epigraph.frozen.attention import ARGUMENT, Rows, Run
-from epigraph.frozen.convert import load_gguf
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey
+from epigraph.frozen.loading import load_causal
 from epigraph.frozen.resolve import Checkpoint, resolve
 from epigraph.virtual import KVPrefix, LayerKV, Site
 
@@ -74,12 +74,8 @@ class FrozenModel:
         if dtype not in DTYPES:
             raise BadValue(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         found = resolve(name)
-        if found.gguf_file:
-            model, tokenizer = load_gguf(found.folder / found.gguf_file, DTYPES[dtype])
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(found.folder)
-            model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=DTYPES[dtype])
-        model = model.to(torch.device(device))
+        model, tokenizer = load_causal(found, DTYPES[dtype])
+        model.to(torch.device(device))  # type: ignore[arg-type]
         return cls(model, tokenizer, name=found.name, attention_name=attention_name, checkpoint_on_disk=found)
 
     @cached_property
@@ -97,7 +93,7 @@ class FrozenModel:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.device
+        return torch.device(self.model.device)
 
     @property
     def num_parameters(self) -> int:

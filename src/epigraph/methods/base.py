@@ -23,7 +23,7 @@ class Method(nn.Module, ABC):
         with torch.no_grad():
             was_training = self.training
             try:
-                return self.eval()().frozen_copy()
+                return self.eval().forward().frozen_copy()
             finally:
                 self.train(was_training)
 

@@ -107,7 +107,7 @@ def _window(batches: Iterator[Batch], plan: TrainingPart, frozen: FrozenModel) -
     return [batch.to(frozen.device) for batch in itertools.islice(batches, plan.accumulation)]
 
 
-def _step(  # noqa: PLR0917
+def _step(
     frozen: FrozenModel,
     method: Method,
     batches: Sequence[Batch],

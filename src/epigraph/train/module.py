@@ -42,11 +42,14 @@ class TrainableModel(nn.Module):
                 input_ids=input_ids, attention_mask=attention_mask, labels=labels, use_cache=False, **options
             )
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def activation_checkpointing_enable(self, *_: Any, **__: Any) -> None:
         """What ``Trainer`` calls; always the non-reentrant kind, which keeps the prefix."""
         self.frozen.checkpoint_activations()
 
+    # Its name in transformers before activation_checkpointing_enable.
+    gradient_checkpointing_enable = activation_checkpointing_enable
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self.frozen.model._apply(fn)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self

@@ -25,6 +25,9 @@ NonNegative = Annotated[int, Field(ge=0)]
 DEFAULT_LR = {"raw": 1e-2, "mlp": 1e-3, "mlp-code": 1e-3}
 
 
+TABLES = ("data", "method", "training", "text")
+
+
 class Part(BaseModel):
     """A table of a recipe: unknown keys are errors."""
 
@@ -170,10 +173,10 @@ def _put(tables: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
     key = ".".join(str(x) for x in mistake["loc"])
+    key = key if key.isprintable() else repr(key)
     if mistake["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=1) or [
-            x for x in known_keys() if x.endswith("." + key.rsplit(".", 1)[-1])
-        ]
+        names = [*TABLES, *known_keys()]
+        near = difflib.get_close_matches(key, names, n=1) or [x for x in names if x.endswith("." + key)]
         hint = f"did you mean {near[0]}?" if near else "see docs/recipes.md for all keys"
         return UnknownKey(f"unknown key {key}; {hint}")
     if mistake["type"] == "missing":
@@ -188,7 +191,7 @@ def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
 def known_keys() -> list[str]:
     """Every key of a recipe, dotted."""
     keys = ["model", "attention"]
-    for table in ("data", "method", "training", "text"):
+    for table in TABLES:
         part = Recipe.model_fields[table].annotation
         assert isinstance(part, type)
         assert issubclass(part, BaseModel)

@@ -1,0 +1,5 @@
+"""``python -m epigraph`` is the command."""
+
+from epigraph.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""The artifact: one .safetensors file with trained virtual tokens, specified in docs/format.md.
+
+It knows no model and no method, and reading one runs nothing that the file brings along.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from epigraph.artifact.messages import shown
+from epigraph.artifact.reader import MAX_FILE_BYTES, load, read
+from epigraph.artifact.value import Artifact
+from epigraph.artifact.writer import save
+from epigraph.errors import NotAnArtifact
+
+__all__ = ["FILE_NAME", "MAX_FILE_BYTES", "Artifact", "find", "inspect", "load", "save"]
+
+FILE_NAME = "artifact.safetensors"
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The artifact file that ``path`` means: itself, or the one in a folder that training wrote.
+
+    Raises :class:`NotAnArtifact` where there is neither. The file is not opened.
+    """
+    given = Path(path)
+    inside = given / FILE_NAME
+    if given.is_dir():
+        if inside.is_file():
+            return inside
+        raise NotAnArtifact(f"{shown(given, 500)} is a folder without {FILE_NAME}; give a file or a training output")
+    if given.exists():
+        return given
+    raise NotAnArtifact(f"{shown(given, 500)} does not exist, expected an artifact file or a folder that holds one")
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the artifact at ``path`` is, as plain JSON values for people and programs; it is read and checked in full.
+
+    Raises what :func:`load` raises.
+    """
+    artifact, header = read(path)
+    layers = [layer for _, _, layer in artifact.prefix.layers()]
+    return header.model_dump(mode="json") | {
+        "file": str(path),
+        "num_bytes": Path(path).stat().st_size,
+        "num_numbers": artifact.prefix.num_numbers,
+        "num_layers_stored": len(layers),
+        "dtype": str(layers[0].keys_PKH.dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,157 @@
+"""Writes an artifact file: all of it or nothing. It checks with the reader's rules what it is about to write."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from epigraph.artifact.header import (
+    FORMAT_VERSION,
+    ITEM_BYTES,
+    KEY,
+    StoredTensor,
+    canonical,
+    content_hash,
+    extra_name,
+    parse_header,
+    tensor_names,
+)
+from epigraph.artifact.messages import reason, shown
+from epigraph.artifact.tensors import to_stored
+from epigraph.artifact.value import Artifact
+from epigraph.errors import ArtifactError, BadHeader, BadTensor, CannotWrite
+
+_ALIGNMENT = 8
+_JSON_OBJECT = TypeAdapter(dict[str, JsonValue])
+
+
+def save(artifact: Artifact, path: str | os.PathLike[str], dtype: torch.dtype = torch.bfloat16) -> str:
+    """Write ``artifact`` to ``path`` with its keys and values as ``dtype``; return its content hash.
+
+    A file at ``path`` is replaced in one step; on any error it is left as it was, and nothing new stays behind.
+    Extra tensors keep their dtype.
+
+    Raises :class:`GeometryMismatch` where the prefix does not fit its geometry, :class:`BadTensor` for numbers that
+    are not finite, also once converted, :class:`BadHeader` or :class:`TooLarge` for what docs/format.md does not
+    allow, and :class:`CannotWrite` where the disk does not take the file.
+    """
+    target = Path(path)
+    artifact.prefix.check(artifact.geometry)
+    try:
+        tensors = _tensors(artifact, dtype)
+        fields = _fields(artifact, tensors)
+        fields["content_hash"] = content_hash(fields, tensors)
+        value = canonical(fields)
+        parse_header(value)
+        _write(target, _layout(value, tensors))
+    except ArtifactError as error:
+        raise type(error)(f"{shown(target, 500)} was not written: {error}") from error
+    return str(fields["content_hash"])
+
+
+def _tensors(artifact: Artifact, dtype: torch.dtype) -> dict[str, StoredTensor]:
+    tensors = {}
+    for site, number, layer in artifact.prefix.layers():
+        for name, x in zip(tensor_names(site, number), (layer.keys_PKH, layer.values_PKH), strict=True):
+            tensors[name] = to_stored(name, x, dtype)
+    if not tensors:
+        raise BadTensor("no layer has keys and values, expected at least one")
+    return tensors | {extra_name(name): to_stored(extra_name(name), x, x.dtype) for name, x in artifact.extra.items()}
+
+
+def _fields(artifact: Artifact, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    """Everything of the header but its content hash."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "kv",
+        "geometry": _geometry_fields(artifact),
+        "text_start": artifact.prefix.text_start,
+        "visibility": artifact.prefix.visibility,
+        "num_virtual_tokens": artifact.prefix.num_virtual_tokens,
+        "base": {"name": artifact.base_name, "fingerprint": artifact.base_fingerprint},
+        "tokenizer": {"fingerprint": artifact.tokenizer_fingerprint},
+        "contract": artifact.contract.model_dump(mode="json"),
+        "method": {"name": artifact.method, "config": _plain(artifact.method_config, "method_config")},
+        "provenance": _plain(artifact.provenance, "provenance"),
+        "also_allowed_bases": list(artifact.allowed_bases),
+        "extra": {
+            name: {"dtype": tensors[extra_name(name)].dtype, "shape": list(x.shape)}
+            for name, x in artifact.extra.items()
+        },
+    }
+
+
+def _geometry_fields(artifact: Artifact) -> dict[str, Any]:
+    geometry = artifact.geometry
+    return {
+        "sites": {
+            site: [{"num_kv_heads": x.num_kv_heads, "head_dim": x.head_dim, "window": x.window} for x in layers]
+            for site, layers in geometry.sites.items()
+        },
+        "embedding_dim": geometry.embedding_dim,
+        "position_kind": geometry.position_kind,
+        "max_positions": geometry.max_positions,
+    }
+
+
+def _plain(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """``value`` as it is, once nothing in it would change by being written: no integer keys, no tuples."""
+    try:
+        return _JSON_OBJECT.validate_python(dict(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join([what, *(str(x) for x in first["loc"] if x not in ("dict", "list"))])
+        raise BadHeader(
+            f"{shown(place)}: {first['msg']}; expected dicts with string keys, lists, strings, numbers, booleans, None"
+        ) from None
+
+
+def _layout(value: str, tensors: Mapping[str, StoredTensor]) -> list[bytes | bytearray | memoryview]:
+    """The file in pieces: the length, the safetensors header, the tensors with the wider numbers first."""
+    names = sorted(tensors, key=lambda name: (-ITEM_BYTES[tensors[name].dtype], name))
+    table: dict[str, Any] = {"__metadata__": {KEY: value}}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].num_bytes
+        table[name] = {"dtype": tensors[name].dtype, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    return [len(header).to_bytes(8, "little"), header, *(tensors[name].data for name in names)]
+
+
+def _write(target: Path, pieces: list[bytes | bytearray | memoryview]) -> None:
+    try:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            # Opened by hand rather than by tempfile, so that the file gets the permissions the user's umask gives.
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                file.writelines(pieces)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise CannotWrite(
+            f"{reason(error)}; make room, or choose a folder that exists and that you may write"
+        ) from error
+    # The file is whole by now: a folder that cannot be synced only means that a power cut may undo its new name.
+    with contextlib.suppress(OSError):
+        _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

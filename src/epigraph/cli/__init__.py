@@ -1,0 +1,54 @@
+"""The command. Exit code 0: done; 2: the user's mistake, told in one line; 1: ours."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from typer.exceptions import Abort, Exit, TyperException
+
+from epigraph.cli import data as data_commands
+from epigraph.cli import models as models_commands
+from epigraph.cli.evaluate import evaluate
+from epigraph.cli.generate import generate
+from epigraph.cli.inspect import inspect
+from epigraph.cli.report import report
+from epigraph.cli.train import train
+from epigraph.errors import UserError
+
+app = typer.Typer(
+    name="epigraph",
+    help="Teach one frozen language model many tasks, each a few hundred kilobytes of trained virtual tokens.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(models_commands.app, name="models", help="Base models: fetch, list, path.")
+app.add_typer(data_commands.app, name="data", help="Datasets: list, fetch, path.")
+app.command()(train)
+app.command()(evaluate)
+app.command()(generate)
+app.command()(inspect)
+app.command()(report)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command and exit."""
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except UserError as mistake:
+        _fail(str(mistake))
+    except TyperException as mistake:
+        _fail(mistake.format_message())
+    except Exit as done:
+        sys.exit(done.exit_code)
+    except (Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing half-written was left behind", code=130)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"epigraph: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,101 @@
+"""`epigraph evaluate`: scores of an artifact on a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from epigraph.cli import show
+from epigraph.errors import BadValue
+
+Flag = typer.Option
+
+
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="An artifact, or the folder a run wrote.")],
+    task: Annotated[str | None, Flag(help="A named task; by default the one it was trained on.")] = None,
+    data: Annotated[Path | None, Flag(help="Rows of your own: JSON Lines or CSV.")] = None,
+    split: Annotated[str, Flag(help="train, dev or test.")] = "test",
+    limit: Annotated[int | None, Flag(help="Only the first so many rows.")] = None,
+    num_beams: Annotated[int | None, Flag(help="Beam search with this many beams; 1 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, Flag(help="Longest answer, in tokens.")] = None,
+    untouched: Annotated[bool, Flag("--untouched", help="The bare model under the same text contract.")] = False,
+    model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
+    precision: Annotated[str, Flag(help="bf16 or fp32.")] = "bf16",
+    batch_size: Annotated[int, Flag(help="Rows decoded at a time.")] = 64,
+    allow_base: Annotated[str | None, Flag(help="Fingerprint of a base with other weights to admit.")] = None,
+    device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, Flag("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Decode a split and score it."""
+    from epigraph.tuned import Tuned
+
+    examples, chosen = _examples(artifact, task, data, split, limit)
+    tuned = Tuned.load(artifact, model=model, dtype=_dtype(precision), device=device, allow_base=allow_base)
+    changes = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    decoding = tuned.artifact.contract.decoding.model_copy(
+        update={name: value for name, value in changes.items() if value is not None}
+    )
+    from epigraph.train.evaluate import evaluate as run
+
+    with show.progress() as bar:
+        job = bar.add_task("decoding", total=len(examples))
+        done = run(
+            tuned.frozen,
+            tuned.codec,
+            None if untouched else tuned.prefix,
+            chosen,
+            examples,
+            decoding=decoding,
+            batch_size=batch_size,
+            advance=lambda n: bar.advance(job, n),
+        )
+    record = {"task": chosen.name, "split": split, "precision": precision, **done.to_json()}
+    _keep(artifact, "before" if untouched else "after", record)
+    if as_json:
+        show.print_json({name: value for name, value in record.items() if name != "examples"})
+        return
+    _print(record)
+
+
+def _examples(artifact: Path, task: str | None, data: Path | None, split: str, limit: int | None) -> Any:
+    from epigraph.artifact import find, load
+    from epigraph.tasks.catalogue import find as find_task
+    from epigraph.tasks.catalogue import own_data
+
+    if data is not None:
+        chosen = own_data(data, None, data, data.stem)
+        split = "test"
+    else:
+        trained_on = load(find(artifact)).provenance.get("data", {}).get("task")
+        if task is None and trained_on is None:
+            raise BadValue("the artifact does not say what it was trained on; give --task NAME or --data FILE")
+        chosen = find_task(task or str(trained_on))
+    return chosen.load(split)[:limit], chosen
+
+
+def _dtype(precision: str) -> str:
+    names = {"bf16": "bfloat16", "fp32": "float32"}
+    if precision not in names:
+        raise BadValue(f"precision is {precision!r}, expected bf16 or fp32")
+    return names[precision]
+
+
+def _keep(artifact: Path, name: str, record: dict[str, Any]) -> None:
+    """Beside a run's other records, where the report looks for them; an artifact on its own keeps nothing."""
+    from epigraph.train.record import write_json
+
+    if artifact.is_dir():
+        write_json(artifact / "evaluations" / f"{name}-{record['split']}.json", {"name": name, **record})
+
+
+def _print(record: dict[str, Any]) -> None:
+    rows = []
+    for name, value in record["scores"].items():
+        low, high = record["intervals"].get(name, (None, None))
+        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+        rows.append((name, f"{value:.2f}", interval, record["variants"].get(name, "")))
+    title = f"{record['task']}, {record['split']}, {record['num_examples']} rows"
+    show.print_rows(title, ("metric", "score", "95 % interval", "variant"), rows)

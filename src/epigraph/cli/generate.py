@@ -1,0 +1,57 @@
+"""`epigraph generate`: text from an artifact."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from epigraph.cli import show
+from epigraph.cli.evaluate import _dtype
+from epigraph.errors import BadValue
+
+Flag = typer.Option
+
+
+def generate(
+    artifact: Annotated[Path, typer.Argument(help="An artifact, or the folder a run wrote.")],
+    text: Annotated[str, typer.Argument(help="The source; - reads one a line from stdin.")] = "-",
+    num_beams: Annotated[int | None, Flag(help="Beam search with this many beams; 1 is greedy.")] = None,
+    max_new_tokens: Annotated[int | None, Flag(help="Longest answer, in tokens.")] = None,
+    temperature: Annotated[float, Flag(help="Above 0 samples; 0 takes the likeliest.")] = 0.0,
+    top_p: Annotated[float, Flag(help="When sampling, the share of probability kept.")] = 1.0,
+    seed: Annotated[int, Flag(help="Decides what is sampled.")] = 0,
+    model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
+    precision: Annotated[str, Flag(help="bf16 or fp32.")] = "fp32",
+    batch_size: Annotated[int, Flag(help="Rows decoded at a time.")] = 32,
+    allow_base: Annotated[str | None, Flag(help="Fingerprint of a base with other weights to admit.")] = None,
+    device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
+    as_json: Annotated[bool, Flag("--json", help="One JSON object a line: source and text.")] = False,
+) -> None:
+    """Answer one text, or every line of stdin, in the words the artifact was trained for."""
+    import torch
+
+    from epigraph.artifact import find
+    from epigraph.tuned import Tuned
+
+    find(artifact)
+    texts = [line.rstrip("\n") for line in sys.stdin if line.strip()] if text == "-" else [text]
+    if not texts:
+        raise BadValue("nothing to answer: stdin was empty; give a text, or one a line")
+    tuned = Tuned.load(artifact, model=model, dtype=_dtype(precision), device=device, allow_base=allow_base)
+    changes = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    decoding = tuned.artifact.contract.decoding.model_copy(
+        update={name: value for name, value in changes.items() if value is not None}
+    )
+    options: dict[str, Any] = {}
+    if temperature > 0:
+        torch.manual_seed(seed)
+        options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    answers = tuned.generate(texts, decoding=decoding, batch_size=batch_size, **options)
+    for source, answer in zip(texts, answers, strict=True):
+        if as_json:
+            show.print_json_line({"source": source, "text": answer})
+        else:
+            typer.echo(answer)

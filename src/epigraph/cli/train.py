@@ -1,0 +1,146 @@
+"""`epigraph train`: a recipe or flags to a trained artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from epigraph.cli import show
+from epigraph.errors import BadValue
+
+if TYPE_CHECKING:
+    from epigraph.train.prepare import Prepared
+
+Words = Annotated[list[str] | None, typer.Argument(help="A recipe (TOML) and changes to it as key=value.")]
+Flag = typer.Option
+
+
+def train(
+    words: Words = None,
+    model: Annotated[str | None, Flag(help="Base model: a known name, a folder, a GGUF file, a hub id.")] = None,
+    task: Annotated[str | None, Flag(help="A named task; see `epigraph data list`.")] = None,
+    data: Annotated[Path | None, Flag(help="Training rows of your own: JSON Lines or CSV.")] = None,
+    dev: Annotated[Path | None, Flag(help="Development rows of your own.")] = None,
+    method: Annotated[str | None, Flag(help="prefix-tuning.")] = None,
+    parameterization: Annotated[str | None, Flag(help="raw, mlp or mlp-code.")] = None,
+    initial: Annotated[str | None, Flag(help="text, document, random, zero or artifact.")] = None,
+    num_virtual_tokens: Annotated[int | None, Flag(help="Virtual tokens, P.")] = None,
+    limit: Annotated[int | None, Flag(help="Draw this many (source, reference) pairs by the seed.")] = None,
+    steps: Annotated[int | None, Flag(help="Optimiser steps.")] = None,
+    epochs: Annotated[float | None, Flag(help="Epochs, instead of steps.")] = None,
+    batch_size: Annotated[int | None, Flag(help="Rows a batch.")] = None,
+    lr: Annotated[float | None, Flag(help="Learning rate.")] = None,
+    seed: Annotated[int | None, Flag(help="Decides the draw, the order and every random value.")] = None,
+    precision: Annotated[str | None, Flag(help="bf16 or fp32.")] = None,
+    out: Annotated[Path | None, Flag(help="Folder to write to.")] = None,
+    device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
+    dry_run: Annotated[bool, Flag("--dry-run", help="Check everything, say what a run costs, train nothing.")] = False,
+    overwrite: Annotated[bool, Flag("--overwrite", help="Write over a run that is already in --out.")] = False,
+    as_json: Annotated[bool, Flag("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Train virtual tokens on a task or on rows of your own."""
+    flags = {
+        "model": model,
+        "data.task": task,
+        "data.train": data,
+        "data.dev": dev,
+        "data.limit": limit,
+        "method.name": method,
+        "method.parameterization": parameterization,
+        "method.initial": initial,
+        "method.num_virtual_tokens": num_virtual_tokens,
+        "training.steps": steps,
+        "training.epochs": epochs,
+        "training.batch_size": batch_size,
+        "training.lr": lr,
+        "training.seed": seed,
+        "training.precision": precision,
+    }
+    recipe = _recipe(words or [], {key: value for key, value in flags.items() if value is not None})
+    if out is None and not dry_run:
+        raise BadValue("--out is missing; give the folder to write to (or --dry-run to see the cost first)")
+    from epigraph.train.prepare import prepare
+    from epigraph.train.run import check_output
+
+    if out is not None and not dry_run:
+        check_output(out, overwrite=overwrite)
+    ready = prepare(recipe, device=device)
+    if dry_run:
+        _dry_run(ready, as_json)
+        return
+    assert out is not None
+    _run(ready, out, as_json)
+
+
+def _recipe(words: list[str], flags: Mapping[str, Any]) -> Any:
+    from epigraph.train.recipe import parse_changes, read_recipe
+
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise BadValue(f"got {len(files)} recipes ({', '.join(files)}), expected one TOML file and key=value changes")
+    changes = {**parse_changes([word for word in words if "=" in word]), **flags}
+    return read_recipe(Path(files[0]) if files else None, changes)
+
+
+def _run(ready: Prepared, out: Path, as_json: bool) -> None:
+    from rich.progress import TextColumn
+
+    from epigraph.train.run import run
+
+    with show.progress(TextColumn("{task.fields[state]}")) as bar:
+        job = bar.add_task("training", total=ready.steps, state="")
+        summary = run(ready, out, report=_follow(lambda **fields: bar.update(job, **fields)))
+    if as_json:
+        show.print_json(summary)
+        return
+    show.print_pairs(
+        f"{ready.task.name} on {ready.frozen.name}",
+        {
+            "artifact": out / "artifact.safetensors",
+            "size": f"{show.size(summary['artifact_bytes'])}, {summary['num_virtual_tokens']} virtual tokens",
+            "trained numbers": f"{summary['trained_numbers']:,} ({summary['stored_numbers']:,} stored)",
+            "steps": f"{summary['steps']} (kept: step {summary['kept_step']})",
+            "development": ", ".join(f"{name} {value:.4g}" for name, value in summary["dev"].items()) or "none",
+            "time": f"{summary['seconds']:.0f} s",
+        },
+    )
+
+
+def _follow(update: Callable[..., Any]) -> Callable[[Mapping[str, Any]], None]:
+    """Turn training records into the words beside the bar; the loss shown is a moving average."""
+    loss, tokens = 0.0, 0
+
+    def follow(record: Mapping[str, Any]) -> None:
+        nonlocal loss, tokens
+        if "loss" not in record:
+            return
+        loss = record["loss"] if record["step"] == 1 else 0.9 * loss + 0.1 * record["loss"]
+        tokens += record["tokens"]
+        rate = tokens / max(record["seconds"], 1e-9)
+        update(completed=record["step"], state=f"loss {loss:.3f}  lr {record['lr']:.1e}  {rate:,.0f} tokens/s")
+
+    return follow
+
+
+def _dry_run(ready: Prepared, as_json: bool) -> None:
+    from epigraph.train.dry import cost
+
+    found = cost(ready)
+    if as_json:
+        show.print_json(found)
+        return
+    show.print_pairs(
+        f"what training {ready.task.name} on {ready.frozen.name} would cost",
+        {
+            "rows": f"{found['rows']:,} ({found['truncated_rows']:,} truncated)",
+            "tokens an epoch": f"{found['tokens']:,} ({found['scored_tokens']:,} scored)",
+            "longest row": f"{found['longest_row']:,} tokens",
+            "steps": f"{found['steps']:,} of {found['rows_per_step']} rows ({found['epochs']:.1f} epochs)",
+            "trained numbers": f"{found['trained_numbers']:,} ({found['stored_numbers']:,} stored)",
+            "peak memory": show.size(found["peak_memory_bytes"]),
+            "time": f"{found['seconds'] / 60:.1f} minutes, from {found['timed_steps']} timed steps",
+        },
+    )

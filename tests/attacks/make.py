@@ -1,0 +1,824 @@
+"""Hostile and broken artifact files, one function each; ``python -m attacks.make FOLDER`` in tests/ writes them all.
+
+Nothing here uses the writer that is under test: bytes are put together from docs/format.md, and an attack that is not
+about the content hash carries a right one, so that the check it aims at must catch it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from epigraph.errors import (
+    ArtifactError,
+    BadHeader,
+    BadTensor,
+    ContentMismatch,
+    NotAnArtifact,
+    TooLarge,
+    Truncated,
+    UnknownVersion,
+)
+
+Make = Callable[[Path], None]
+ATTACKS: dict[str, tuple[type[ArtifactError], Make]] = {}
+KEYS, VALUES = "decoder.self.000.keys", "decoder.self.000.values"
+ONE, NAN, INFINITY, LARGEST = (struct.pack("<f", x) for x in (1.0, float("nan"), float("inf"), 3.4028e38))
+
+
+def caught_as(error: type[ArtifactError]) -> Callable[[Make], Make]:
+    """Register an attack with the one error that must catch it."""
+
+    def register(make: Make) -> Make:
+        ATTACKS[make.__name__] = (error, make)
+        return make
+
+    return register
+
+
+def header() -> dict[str, Any]:
+    """A sound epigraph header without its content hash: two layers, [P, K, H] = [2, 1, 3], the second layer absent."""
+    layer = {"num_kv_heads": 1, "head_dim": 3, "window": None}
+    return {
+        "format_version": 1,
+        "kind": "kv",
+        "geometry": {
+            "sites": {"decoder.self": [dict(layer), dict(layer)]},
+            "embedding_dim": 8,
+            "position_kind": "rotary",
+            "max_positions": 128,
+        },
+        "text_start": 2,
+        "visibility": "always",
+        "num_virtual_tokens": 2,
+        "base": {"name": "tiny", "fingerprint": "a" * 64},
+        "tokenizer": {"fingerprint": "b" * 64},
+        "contract": {"input_template": "{source}\n", "bos": False},
+        "method": {"name": "prefix-tuning", "config": {}},
+        "provenance": {"seed": 0},
+        "also_allowed_bases": [],
+        "extra": {},
+    }
+
+
+def canonical(fields: Any) -> str:
+    return json.dumps(fields, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+@dataclass
+class Raw:
+    """An artifact in parts, every one of which an attack may change before :meth:`write`."""
+
+    fields: dict[str, Any] = field(default_factory=header)
+    tensors: dict[str, tuple[str, list[int], bytes]] = field(
+        default_factory=lambda: {KEYS: ("F32", [2, 1, 3], ONE * 6), VALUES: ("F32", [2, 1, 3], ONE * 6)}
+    )
+    table: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    content_hash: str | None = None
+    value: str | None = None
+    tail: bytes = b""
+
+    def right_hash(self) -> str:
+        """The slow twin of ``header.content_hash``, straight from section 5 of docs/format.md."""
+        pieces = [_framed(canonical(self.fields))]
+        for name in sorted(self.tensors):
+            dtype, shape, data = self.tensors[name]
+            sides = ",".join(str(x) for x in shape)
+            pieces += [_framed(f'["{name}","{dtype}",[{sides}]]'), data]
+        return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+    def text(self) -> str:
+        if self.value is None:
+            return canonical(self.fields | {"content_hash": self.content_hash or self.right_hash()})
+        return self.value
+
+    def outer(self) -> dict[str, Any]:
+        table: dict[str, Any] = {"__metadata__": {"epigraph": self.text()} | self.metadata}
+        end = 0
+        for name, (dtype, shape, data) in self.tensors.items():
+            table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+            end += len(data)
+        return table | self.table
+
+    def to_bytes(self) -> bytes:
+        return container(
+            json.dumps(self.outer()).encode(), b"".join(x for _, _, x in self.tensors.values()) + self.tail
+        )
+
+    def write(self, path: Path) -> None:
+        path.write_bytes(self.to_bytes())
+
+
+def container(text: bytes, data: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def _framed(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _with(path: Path, *keys: str | int, value: Any) -> None:
+    """A sound file but for one value of the epigraph header, which the content hash covers."""
+    raw = Raw()
+    place: Any = raw.fields
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    raw.write(path)
+
+
+# Something else
+
+
+@caught_as(NotAnArtifact)
+def pickle_of_protocol_4(path: Path) -> None:
+    """A pickle that would create a file beside itself if anything unpickled it."""
+
+    class Payload:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (path.with_suffix(".pwned"),))
+
+    path.write_bytes(pickle.dumps(Payload(), protocol=4))
+
+
+@caught_as(NotAnArtifact)
+def pickle_of_protocol_2(path: Path) -> None:
+    """An old pickle, as early checkpoints are."""
+    path.write_bytes(pickle.dumps({"keys": [1.0] * 20}, protocol=2))
+
+
+@caught_as(NotAnArtifact)
+def zip_archive(path: Path) -> None:
+    """A zip archive with a pickle in it, as torch.save writes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"keys": 1}))
+    path.write_bytes(buffer.getvalue())
+
+
+@caught_as(NotAnArtifact)
+def gguf_model(path: Path) -> None:
+    """The beginning of a GGUF model, version 3."""
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+
+
+@caught_as(NotAnArtifact)
+def gzip_archive(path: Path) -> None:
+    """A sound artifact, but compressed."""
+    path.write_bytes(gzip.compress(Raw().to_bytes()))
+
+
+@caught_as(NotAnArtifact)
+def web_page(path: Path) -> None:
+    """The page that a hub sends instead of a file that needs a login."""
+    path.write_bytes(b"<!DOCTYPE html><html><body>Sign in</body></html>")
+
+
+@caught_as(NotAnArtifact)
+def git_lfs_pointer(path: Path) -> None:
+    """What a clone without Git LFS leaves."""
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 238416\n")
+
+
+@caught_as(NotAnArtifact)
+def json_text(path: Path) -> None:
+    """A JSON file, its brace where a length should be."""
+    path.write_bytes(json.dumps(header()).encode())
+
+
+@caught_as(NotAnArtifact)
+def zeros(path: Path) -> None:
+    """A file of zeros, as a crash of a file system leaves."""
+    path.write_bytes(bytes(4096))
+
+
+@caught_as(NotAnArtifact)
+def plain_model(path: Path) -> None:
+    """A sound safetensors file of a model."""
+    table = {"__metadata__": {"format": "pt"}, "wte.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    path.write_bytes(container(json.dumps(table).encode(), ONE))
+
+
+@caught_as(NotAnArtifact)
+def peft_adapter(path: Path) -> None:
+    """A sound safetensors file of a PEFT prompt, without metadata at all."""
+    table = {"prompt_embeddings": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    path.write_bytes(container(json.dumps(table).encode(), ONE))
+
+
+@caught_as(NotAnArtifact)
+def folder(path: Path) -> None:
+    """A folder with the right extension."""
+    path.mkdir()
+
+
+@caught_as(NotAnArtifact)
+def symbolic_link(path: Path) -> None:
+    """A link to a sound artifact: it could be turned elsewhere between a check and a use."""
+    target = path.with_name("target.safetensors")
+    Raw().write(target)
+    path.symlink_to(target)
+
+
+@caught_as(NotAnArtifact)
+def link_to_itself(path: Path) -> None:
+    """A link that never ends."""
+    path.symlink_to(path)
+
+
+@caught_as(NotAnArtifact)
+def named_pipe(path: Path) -> None:
+    """A pipe without a writer: opening it the plain way would wait for ever."""
+    os.mkfifo(path)
+
+
+@caught_as(NotAnArtifact)
+def nothing(path: Path) -> None:
+    """No file at all."""
+
+
+# Lengths
+
+
+@caught_as(Truncated)
+def empty(path: Path) -> None:
+    """A file of no bytes."""
+    path.write_bytes(b"")
+
+
+@caught_as(Truncated)
+def cut_in_the_length(path: Path) -> None:
+    """Five of the eight bytes of the length."""
+    path.write_bytes(Raw().to_bytes()[:5])
+
+
+@caught_as(Truncated)
+def cut_in_the_header(path: Path) -> None:
+    """Half of a header."""
+    path.write_bytes(Raw().to_bytes()[:300])
+
+
+@caught_as(Truncated)
+def cut_in_the_tensors(path: Path) -> None:
+    """The last byte is missing, as after a broken download."""
+    path.write_bytes(Raw().to_bytes()[:-1])
+
+
+@caught_as(Truncated)
+def trailing_byte(path: Path) -> None:
+    """One byte more than the tensors need: room for a second file that other programs see."""
+    Raw(tail=b"\0").write(path)
+
+
+@caught_as(TooLarge)
+def header_of_4_gib(path: Path) -> None:
+    """A length that would make a careless reader allocate 4 GiB."""
+    path.write_bytes(container(b"{}", b"", length=1 << 32))
+
+
+@caught_as(TooLarge)
+def header_of_2_to_the_64(path: Path) -> None:
+    """A length that is negative for a reader with signed numbers."""
+    path.write_bytes(container(b"{}", b"", length=(1 << 64) - 1))
+
+
+@caught_as(BadHeader)
+def header_of_no_bytes(path: Path) -> None:
+    """A header of length zero before a brace."""
+    path.write_bytes(container(b"{}", b"", length=0))
+
+
+@caught_as(TooLarge)
+def file_of_5_gib(path: Path) -> None:
+    """A sound file made 5 GiB long with a hole that takes no disk."""
+    Raw().write(path)
+    os.truncate(path, 5 << 30)
+
+
+# The safetensors header
+
+
+@caught_as(BadHeader)
+def outer_not_json(path: Path) -> None:
+    """A brace and then nothing that is JSON."""
+    path.write_bytes(container(b"{nonsense", ONE))
+
+
+@caught_as(BadHeader)
+def outer_not_utf8(path: Path) -> None:
+    """A byte that UTF-8 does not have."""
+    path.write_bytes(container(b'{"\xff":1}', ONE))
+
+
+@caught_as(BadHeader)
+def outer_overlong_utf8(path: Path) -> None:
+    """A quotation mark written in two bytes, which some decoders let through."""
+    path.write_bytes(container(b'{"\xc0\xa2":1}', ONE))
+
+
+@caught_as(TooLarge)
+def outer_deep(path: Path) -> None:
+    """A million brackets, to exhaust the stack of a recursive parser."""
+    path.write_bytes(container(b'{"a":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", b""))
+
+
+@caught_as(BadHeader)
+def outer_key_twice(path: Path) -> None:
+    """The same tensor twice with other offsets: two parsers could read two different prefixes."""
+    raw = Raw()
+    text = json.dumps(raw.outer())
+    twice = text[:-1] + f', "{KEYS}": {{"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [24, 48]}}}}'
+    path.write_bytes(container(twice.encode(), ONE * 12))
+
+
+@caught_as(BadHeader)
+def metadata_twice(path: Path) -> None:
+    """Two metadata objects, one harmless."""
+    text = json.dumps(Raw().outer())
+    path.write_bytes(container(('{"__metadata__": {"format": "pt"}, ' + text[1:]).encode(), ONE * 12))
+
+
+@caught_as(BadHeader)
+def metadata_with_more(path: Path) -> None:
+    """A second metadata key, which no hash covers."""
+    Raw(metadata={"format": "pt"}).write(path)
+
+
+@caught_as(BadHeader)
+def metadata_not_a_string(path: Path) -> None:
+    """The epigraph header as an object instead of a string."""
+    Raw(metadata={"epigraph": header()}).write(path)
+
+
+@caught_as(BadHeader)
+def overlapping_tensors(path: Path) -> None:
+    """Keys and values share their bytes."""
+    Raw(table={VALUES: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0, 24]}}).write(path)
+
+
+@caught_as(BadHeader)
+def hole_between_tensors(path: Path) -> None:
+    """Eight bytes that belong to no tensor."""
+    Raw(table={VALUES: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [32, 56]}}, tail=bytes(8)).write(path)
+
+
+@caught_as(BadHeader)
+def offsets_backwards(path: Path) -> None:
+    """A tensor that ends before it begins."""
+    Raw(table={VALUES: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [24, 0]}}).write(path)
+
+
+@caught_as(BadHeader)
+def offsets_negative(path: Path) -> None:
+    """A tensor that begins in the header."""
+    Raw(table={KEYS: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [-24, 0]}}).write(path)
+
+
+@caught_as(BadHeader)
+def offsets_not_whole(path: Path) -> None:
+    """Offsets with a decimal point."""
+    Raw(table={KEYS: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0.0, 24.0]}}).write(path)
+
+
+@caught_as(Truncated)
+def offsets_past_the_end(path: Path) -> None:
+    """A tensor that ends 2^62 bytes after the file."""
+    Raw(table={VALUES: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [24, 1 << 62]}}).write(path)
+
+
+@caught_as(BadHeader)
+def table_row_with_more(path: Path) -> None:
+    """A row of the table with a key that safetensors does not have."""
+    row = {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0, 24], "file": "/etc/passwd"}
+    Raw(table={KEYS: row}).write(path)
+
+
+@caught_as(TooLarge)
+def many_tensors(path: Path) -> None:
+    """Forty thousand empty tensors."""
+    row = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    Raw(table={f"t{number}": row for number in range(40_000)}).write(path)
+
+
+# The epigraph header
+
+
+@caught_as(BadHeader)
+def value_not_json(path: Path) -> None:
+    """The epigraph header is a word."""
+    Raw(value="hello").write(path)
+
+
+@caught_as(BadHeader)
+def value_a_list(path: Path) -> None:
+    """The epigraph header is a list."""
+    Raw(value="[]").write(path)
+
+
+@caught_as(BadHeader)
+def value_with_spaces(path: Path) -> None:
+    """The right header, but not in canonical form."""
+    raw = Raw()
+    Raw(value=json.dumps(json.loads(raw.text()))).write(path)
+
+
+@caught_as(BadHeader)
+def value_key_twice(path: Path) -> None:
+    """The base's name twice."""
+    Raw(value=Raw().text().replace('"name":"tiny"', '"name":"tiny","name":"other"')).write(path)
+
+
+@caught_as(TooLarge)
+def value_deep(path: Path) -> None:
+    """Provenance of 100,000 levels."""
+    Raw(value=Raw().text().replace('{"seed":0}', '{"a":' * 100_000 + "0" + "}" * 100_000)).write(path)
+
+
+@caught_as(TooLarge)
+def value_a_little_deep(path: Path) -> None:
+    """Provenance of 40 levels, which any parser takes."""
+    value: Any = 0
+    for _ in range(40):
+        value = [value]
+    _with(path, "provenance", "deep", value=value)
+
+
+@caught_as(TooLarge)
+def value_of_2_mib(path: Path) -> None:
+    """Provenance that is bigger than the prefix."""
+    _with(path, "provenance", "log", value="x" * (2 << 20))
+
+
+@caught_as(BadHeader)
+def value_with_nan(path: Path) -> None:
+    """A number that JSON does not have."""
+    Raw(value=Raw().text().replace('"seed":0', '"seed":NaN')).write(path)
+
+
+@caught_as(BadHeader)
+def value_with_infinity(path: Path) -> None:
+    """A number that becomes infinite when it is read."""
+    Raw(value=Raw().text().replace('"seed":0', '"seed":1e999')).write(path)
+
+
+@caught_as(BadHeader)
+def value_with_endless_integer(path: Path) -> None:
+    """An integer of 100,000 digits, which takes quadratic time to convert."""
+    Raw(value=Raw().text().replace('"seed":0', '"seed":' + "9" * 100_000)).write(path)
+
+
+@caught_as(BadHeader)
+def value_with_lone_surrogate(path: Path) -> None:
+    """Half a character, which cannot be printed or encoded."""
+    Raw(value=Raw().text().replace('"seed":0', '"seed":"\\ud800"')).write(path)
+
+
+@caught_as(UnknownVersion)
+def version_2(path: Path) -> None:
+    """A file from the future, with a key that this version does not know."""
+    raw = Raw()
+    raw.fields |= {"format_version": 2, "soft_prompt": {}}
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def version_true(path: Path) -> None:
+    """A version that equals 1 in Python and is not 1."""
+    _with(path, "format_version", value=True)
+
+
+@caught_as(BadHeader)
+def version_0(path: Path) -> None:
+    """A version that never was."""
+    _with(path, "format_version", value=0)
+
+
+@caught_as(BadHeader)
+def kind_soft(path: Path) -> None:
+    """The kind that is reserved."""
+    _with(path, "kind", value="soft")
+
+
+@caught_as(BadHeader)
+def unknown_key(path: Path) -> None:
+    """A key that version 1 does not have, with a name that would colour the terminal."""
+    _with(path, "\x1b[31mevil", value=1)
+
+
+@caught_as(BadHeader)
+def missing_key(path: Path) -> None:
+    """No text_start: a reader that guessed it would compute another function."""
+    raw = Raw()
+    del raw.fields["text_start"]
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def number_as_text(path: Path) -> None:
+    """A number in quotation marks, which a lenient reader would convert."""
+    _with(path, "num_virtual_tokens", value="2")
+
+
+@caught_as(BadHeader)
+def contract_of_lenient_types(path: Path) -> None:
+    """A truth value that a lenient reader would take from a word."""
+    _with(path, "contract", "bos", value="yes")
+
+
+@caught_as(BadHeader)
+def contract_that_reaches(path: Path) -> None:
+    """A template that would read attributes if it were filled by str.format."""
+    _with(path, "contract", "input_template", value="{source.__class__.__init__.__globals__}")
+
+
+@caught_as(TooLarge)
+def contract_of_many_tokens(path: Path) -> None:
+    """A contract that asks the server for a billion tokens."""
+    _with(path, "contract", "decoding", value={"max_new_tokens": 1_000_000_000})
+
+
+@caught_as(BadHeader)
+def fingerprint_short(path: Path) -> None:
+    """A fingerprint of twelve digits, of which many bases could be made."""
+    _with(path, "base", "fingerprint", value="a" * 12)
+
+
+@caught_as(BadHeader)
+def base_name_with_escapes(path: Path) -> None:
+    """A base name that clears the terminal of whoever reads the error message."""
+    _with(path, "base", "name", value="\x1b[2Jtiny")
+
+
+@caught_as(BadHeader)
+def extra_name_with_path(path: Path) -> None:
+    """An extra tensor whose name climbs out of a folder."""
+    raw = Raw()
+    raw.fields["extra"] = {"../../head": {"dtype": "F32", "shape": [1]}}
+    raw.tensors["extra.../../head"] = ("F32", [1], ONE)
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def text_starts_past_the_positions(path: Path) -> None:
+    """Text that starts where the model has no positions."""
+    _with(path, "text_start", value=128)
+
+
+@caught_as(BadHeader)
+def text_starts_before_zero(path: Path) -> None:
+    """Text that starts at a negative position."""
+    _with(path, "text_start", value=-1)
+
+
+@caught_as(BadHeader)
+def site_unknown(path: Path) -> None:
+    """A site that no model has."""
+    _with(path, "geometry", "sites", "vision.self", value=[])
+
+
+@caught_as(BadHeader)
+def site_without_layers(path: Path) -> None:
+    """A model without layers."""
+    _with(path, "geometry", "sites", "decoder.self", value=[])
+
+
+@caught_as(TooLarge)
+def many_layers(path: Path) -> None:
+    """1,025 layers."""
+    _with(path, "geometry", "sites", "decoder.self", value=header()["geometry"]["sites"]["decoder.self"][:1] * 1025)
+
+
+@caught_as(BadHeader)
+def many_wrong_layers(path: Path) -> None:
+    """A hundred thousand layers that are each wrong in three ways, to drown the reader in its own messages."""
+    _with(path, "geometry", "sites", "decoder.self", value=[{"a": 0}] * 100_000)
+
+
+@caught_as(TooLarge)
+def many_virtual_tokens(path: Path) -> None:
+    """Two to the 40 virtual tokens in a file of 48 bytes."""
+    _with(path, "num_virtual_tokens", value=1 << 40)
+
+
+@caught_as(BadHeader)
+def no_virtual_tokens(path: Path) -> None:
+    """A prefix of zero virtual tokens, which would serve the bare base."""
+    raw = Raw(tensors={KEYS: ("F32", [0, 1, 3], b""), VALUES: ("F32", [0, 1, 3], b"")})
+    raw.fields["num_virtual_tokens"] = 0
+    raw.write(path)
+
+
+# The tensors
+
+
+@caught_as(BadTensor)
+def half_a_layer(path: Path) -> None:
+    """Keys without values."""
+    raw = Raw()
+    del raw.tensors[VALUES]
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def no_layer(path: Path) -> None:
+    """A header with geometry and no tensors, which would serve the bare base."""
+    Raw(tensors={}).write(path)
+
+
+@caught_as(BadTensor)
+def layer_past_the_geometry(path: Path) -> None:
+    """A third layer in a model of two."""
+    raw = Raw()
+    raw.tensors |= {name.replace("000", "002"): raw.tensors[name] for name in (KEYS, VALUES)}
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def layer_written_otherwise(path: Path) -> None:
+    """The first layer under a second spelling of its number."""
+    raw = Raw()
+    raw.tensors |= {name.replace("000", "0"): raw.tensors[name] for name in (KEYS, VALUES)}
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def stranger(path: Path) -> None:
+    """A tensor that the header does not list."""
+    raw = Raw()
+    raw.tensors["extra.head"] = ("F32", [1], ONE)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def extra_missing(path: Path) -> None:
+    """A listed extra tensor that is not there."""
+    _with(path, "extra", value={"head": {"dtype": "F32", "shape": [1]}})
+
+
+@caught_as(BadTensor)
+def extra_misshapen(path: Path) -> None:
+    """An extra tensor of another shape than listed."""
+    raw = Raw()
+    raw.fields["extra"] = {"head": {"dtype": "F32", "shape": [2]}}
+    raw.tensors["extra.head"] = ("F32", [1], ONE)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def shape_transposed(path: Path) -> None:
+    """The right number of numbers in the wrong shape."""
+    raw = Raw()
+    raw.tensors[KEYS] = ("F32", [3, 1, 2], ONE * 6)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def shape_of_another_length(path: Path) -> None:
+    """Keys of two virtual tokens and values of three."""
+    raw = Raw()
+    raw.tensors[VALUES] = ("F32", [3, 1, 3], ONE * 9)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def shape_that_lies(path: Path) -> None:
+    """A shape of six numbers over the bytes of two: a reader without bounds would read on."""
+    raw = Raw()
+    raw.tensors[KEYS] = ("F32", [2, 1, 3], ONE * 2)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def shape_that_overflows(path: Path) -> None:
+    """Sides whose product is zero in 64 bits."""
+    raw = Raw()
+    raw.tensors[KEYS] = ("F32", [1 << 32, 1 << 32, 3], ONE * 6)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def dtype_of_objects(path: Path) -> None:
+    """A dtype that names Python objects."""
+    raw = Raw()
+    raw.tensors |= {name: ("O", [2, 1, 3], ONE * 6) for name in (KEYS, VALUES)}
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def dtype_of_doubles(path: Path) -> None:
+    """A dtype that safetensors has and version 1 does not."""
+    raw = Raw()
+    raw.tensors |= {name: ("F64", [2, 1, 3], ONE * 12) for name in (KEYS, VALUES)}
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def dtypes_mixed(path: Path) -> None:
+    """Keys in F32, values in F16."""
+    raw = Raw()
+    raw.tensors[VALUES] = ("F16", [2, 1, 3], bytes(12))
+    raw.write(path)
+
+
+def _with_number(path: Path, number: bytes) -> None:
+    raw = Raw()
+    raw.tensors[VALUES] = ("F32", [2, 1, 3], ONE * 5 + number)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def not_a_number(path: Path) -> None:
+    """One NaN: every text of every user in the batch would be lost."""
+    _with_number(path, NAN)
+
+
+@caught_as(BadTensor)
+def infinite(path: Path) -> None:
+    """One infinity."""
+    _with_number(path, INFINITY)
+
+
+@caught_as(BadTensor)
+def infinite_when_rounded(path: Path) -> None:
+    """A finite float32 that becomes infinite in a model that runs in bfloat16."""
+    _with_number(path, LARGEST)
+
+
+# The content
+
+
+@caught_as(ContentMismatch)
+def number_changed(path: Path) -> None:
+    """One bit of one value flipped."""
+    data = bytearray(Raw().to_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@caught_as(ContentMismatch)
+def header_changed(path: Path) -> None:
+    """Another visibility under the old hash."""
+    raw = Raw()
+    old = raw.right_hash()
+    raw.fields["visibility"] = "window"
+    raw.content_hash = old
+    raw.write(path)
+
+
+@caught_as(ContentMismatch)
+def base_changed(path: Path) -> None:
+    """Another base under the old hash, to pass for an artifact of that base."""
+    raw = Raw()
+    old = raw.right_hash()
+    raw.fields["base"]["fingerprint"] = "c" * 64
+    raw.content_hash = old
+    raw.write(path)
+
+
+@caught_as(ContentMismatch)
+def keys_and_values_swapped(path: Path) -> None:
+    """The bytes of keys and values exchanged by the table alone."""
+    raw = Raw()
+    raw.tensors[VALUES] = ("F32", [2, 1, 3], ONE * 5 + bytes(4))
+    raw.table = {
+        KEYS: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [24, 48]},
+        VALUES: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0, 24]},
+    }
+    raw.write(path)
+
+
+@caught_as(ContentMismatch)
+def shape_folded(path: Path) -> None:
+    """The same bytes as half as many virtual tokens of twice the width, under the old hash."""
+    raw = Raw()
+    old = raw.right_hash()
+    raw.fields["num_virtual_tokens"] = 1
+    for layer in raw.fields["geometry"]["sites"]["decoder.self"]:
+        layer["head_dim"] = 6
+    raw.tensors = {name: (dtype, [1, 1, 6], data) for name, (dtype, _, data) in raw.tensors.items()}
+    raw.content_hash = old
+    raw.write(path)
+
+
+def main(where: Path) -> None:
+    """Write every attack to ``where``, in a folder of its error."""
+    for name, (error, make) in ATTACKS.items():
+        path = where / error.__name__ / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make(path)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
