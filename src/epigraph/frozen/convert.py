@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from epigraph.errors import UnsupportedModel
 from epigraph.frozen.fingerprint import tokenizer_fingerprint
 
 
@@ -41,11 +42,18 @@ def convert_gguf(source: Path, folder: Path) -> None:
 
 
 def load_gguf(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal model in the GGUF file ``source``, every weight unpacked to ``dtype``, and its tokenizer."""
+    """The causal model in the GGUF file ``source``, every weight unpacked to ``dtype``, and its tokenizer.
+
+    Raises :class:`UnsupportedModel` for an architecture that transformers cannot read from GGUF.
+    """
     # transformers before GgufConfig always unpacked; since, it may keep the blocks packed unless told otherwise.
     dense = getattr(transformers, "GgufConfig", None)
     options: dict[str, Any] = {"quantization_config": dense(dequantize=True)} if dense else {}
-    packed = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype, **options)
+    try:
+        packed = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype, **options)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedModel(f"{source.name} cannot be read: {reason}; use a safetensors folder") from error
     config = packed.config
     for attribute in ("quantization_config", "_model_name_or_path"):
         config.__dict__.pop(attribute, None)

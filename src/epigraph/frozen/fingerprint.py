@@ -165,7 +165,7 @@ def _safetensors_entries(files: Iterable[Path]) -> Iterator[_Entry]:
     for file in files:
         try:
             entries = _header(file)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnsupportedModel(f"{file} is not a whole safetensors file ({error}); get it again") from error
         for name, dtype, shape, begin, end in entries:
             if name in seen:
@@ -185,12 +185,18 @@ def _header(file: Path) -> list[tuple[str, str, list[int], int, int]]:
     header.pop("__metadata__", None)
     entries, start = [], 8 + length
     for name, tensor in header.items():
-        begin, end = (start + int(x) for x in tensor["data_offsets"])
-        shape = [int(x) for x in tensor["shape"]]
+        begin, end = (start + _count(x) for x in tensor["data_offsets"])
+        shape = [_count(x) for x in tensor["shape"]]
         if not start <= begin <= end <= num_bytes or (begin == end) != (prod(shape) == 0):
             raise ValueError(f"tensor {name!r} lies outside the file's {num_bytes:,} bytes")
         entries.append((name, str(tensor["dtype"]), shape, begin, end))
     return entries
+
+
+def _count(x: Any) -> int:
+    if not isinstance(x, int) or isinstance(x, bool) or x < 0:
+        raise ValueError(f"{x!r} where a count belongs")
+    return x
 
 
 def _read(file: Path, begin: int, end: int) -> Iterator[bytes]:

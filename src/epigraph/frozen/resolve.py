@@ -36,7 +36,7 @@ def resolve(name: str) -> Checkpoint:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         return _gguf(path, name)
-    if path.is_dir():
+    if name and path.is_dir():
         return _folder(path, name)
     if path.is_file():
         raise UnsupportedModel(f"{name} is a file, expected a model folder or a .gguf file")
