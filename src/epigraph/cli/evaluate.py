@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
+from epigraph.cli.options import changed_decoding, load_tuned
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -30,14 +31,9 @@ def evaluate(
     as_json: Annotated[bool, Flag("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Decode a split and score it."""
-    from epigraph.tuned import Tuned
-
     examples, chosen = _examples(artifact, task, data, split, limit)
-    tuned = Tuned.load(artifact, model=model, dtype=_dtype(precision), device=device, allow_base=allow_base)
-    changes = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    decoding = tuned.artifact.contract.decoding.model_copy(
-        update={name: value for name, value in changes.items() if value is not None}
-    )
+    tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
+    decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
     from epigraph.train.evaluate import evaluate as run
 
     with show.progress() as bar:
@@ -53,6 +49,8 @@ def evaluate(
             advance=lambda n: bar.advance(job, n),
         )
     record = {"task": chosen.name, "split": split, "precision": precision, **done.to_json()}
+    if allow_base is not None:
+        record["allowed_base"] = tuned.frozen.fingerprint
     _keep(artifact, "before" if untouched else "after", record)
     if as_json:
         show.print_json({name: value for name, value in record.items() if name != "examples"})
@@ -74,13 +72,6 @@ def _examples(artifact: Path, task: str | None, data: Path | None, split: str, l
             raise BadValue("the artifact does not say what it was trained on; give --task NAME or --data FILE")
         chosen = find_task(task or str(trained_on))
     return chosen.load(split)[:limit], chosen
-
-
-def _dtype(precision: str) -> str:
-    names = {"bf16": "bfloat16", "fp32": "float32"}
-    if precision not in names:
-        raise BadValue(f"precision is {precision!r}, expected bf16 or fp32")
-    return names[precision]
 
 
 def _keep(artifact: Path, name: str, record: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.evaluate import _dtype
+from epigraph.cli.options import changed_decoding, load_tuned
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -34,17 +34,13 @@ def generate(
     import torch
 
     from epigraph.artifact import find
-    from epigraph.tuned import Tuned
 
     find(artifact)
     texts = [line.rstrip("\n") for line in sys.stdin if line.strip()] if text == "-" else [text]
     if not texts:
         raise BadValue("nothing to answer: stdin was empty; give a text, or one a line")
-    tuned = Tuned.load(artifact, model=model, dtype=_dtype(precision), device=device, allow_base=allow_base)
-    changes = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
-    decoding = tuned.artifact.contract.decoding.model_copy(
-        update={name: value for name, value in changes.items() if value is not None}
-    )
+    tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
+    decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
     options: dict[str, Any] = {}
     if temperature > 0:
         torch.manual_seed(seed)

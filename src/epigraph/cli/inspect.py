@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,4 +22,22 @@ def inspect(
     if as_json:
         show.print_json(found)
         return
-    show.print_pairs(str(artifact), {name: value for name, value in found.items() if not isinstance(value, dict)})
+    show.print_pairs(str(artifact), _in_words(found))
+
+
+def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:
+    sites = {site: len(layers) for site, layers in found["geometry"]["sites"].items()}
+    provenance, contract = found["provenance"], found["contract"]
+    return {
+        "method": f"{found['method']['name']}, {found['num_virtual_tokens']} virtual tokens, {found['visibility']}",
+        "base": f"{found['base']['name']} ({found['base']['fingerprint'][:12]})",
+        "sites": ", ".join(f"{site}, {count} layers" for site, count in sites.items()),
+        "text starts at": f"position {found['text_start']}",
+        "size": f"{show.size(found['num_bytes'])}, {found['num_numbers']:,} numbers in {found['dtype']}",
+        "text": f"{contract['input_template']!r} then {contract['target_template']!r}"
+        if contract["chat_template_hash"] is None
+        else f"chat template {contract['chat_template_hash'][:12]}",
+        "trained on": f"{provenance.get('data', {}).get('task', 'not said')}, {provenance.get('created', 'not said')}",
+        "development": ", ".join(f"{name} {value:.4g}" for name, value in provenance.get("dev", {}).items()) or "none",
+        "content hash": found["content_hash"],
+    }
