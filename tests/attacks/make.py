@@ -405,6 +405,12 @@ def table_row_with_more(path: Path) -> None:
     Raw(table={KEYS: row}).write(path)
 
 
+@caught_as(BadHeader)
+def table_row_of_a_million(path: Path) -> None:
+    """A table that has a list of a million numbers where a row should be."""
+    Raw(table={KEYS: [0] * 1_000_000}).write(path)
+
+
 @caught_as(TooLarge)
 def many_tensors(path: Path) -> None:
     """Forty thousand empty tensors."""
@@ -442,8 +448,8 @@ def value_key_twice(path: Path) -> None:
 
 @caught_as(TooLarge)
 def value_deep(path: Path) -> None:
-    """Provenance of 100,000 levels."""
-    Raw(value=Raw().text().replace('{"seed":0}', '{"a":' * 100_000 + "0" + "}" * 100_000)).write(path)
+    """Provenance of 40,000 levels."""
+    Raw(value=Raw().text().replace('{"seed":0}', '{"a":' * 40_000 + "0" + "}" * 40_000)).write(path)
 
 
 @caught_as(TooLarge)
@@ -456,9 +462,9 @@ def value_a_little_deep(path: Path) -> None:
 
 
 @caught_as(TooLarge)
-def value_of_2_mib(path: Path) -> None:
+def value_of_256_kib(path: Path) -> None:
     """Provenance that is bigger than the prefix."""
-    _with(path, "provenance", "log", value="x" * (2 << 20))
+    _with(path, "provenance", "log", value="x" * (1 << 18))
 
 
 @caught_as(BadHeader)
@@ -515,6 +521,14 @@ def kind_soft(path: Path) -> None:
 def unknown_key(path: Path) -> None:
     """A key that version 1 does not have, with a name that would colour the terminal."""
     _with(path, "\x1b[31mevil", value=1)
+
+
+@caught_as(BadHeader)
+def many_unknown_keys(path: Path) -> None:
+    """Twenty thousand keys that version 1 does not have."""
+    raw = Raw()
+    raw.fields |= {str(number): 0 for number in range(20_000)}
+    raw.write(path)
 
 
 @caught_as(BadHeader)
@@ -602,8 +616,8 @@ def many_layers(path: Path) -> None:
 
 @caught_as(BadHeader)
 def many_wrong_layers(path: Path) -> None:
-    """A hundred thousand layers that are each wrong in three ways, to drown the reader in its own messages."""
-    _with(path, "geometry", "sites", "decoder.self", value=[{"a": 0}] * 100_000)
+    """Thirty thousand layers that are each wrong in four ways, to drown the reader in its own messages."""
+    _with(path, "geometry", "sites", "decoder.self", value=[{"a": 0}] * 30_000)
 
 
 @caught_as(TooLarge)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from epigraph.artifact.header import KEY, parse_json
-from epigraph.artifact.messages import shown
+from epigraph.artifact.messages import explained, shown
 from epigraph.errors import BadHeader, NotAnArtifact, TooLarge, Truncated
 
 MAX_HEADER_BYTES = 4 << 20
@@ -58,9 +58,7 @@ def read_table(file: BinaryIO, size: int) -> tuple[dict[str, Entry], str]:
     try:
         return _TABLE.validate_python(outer), metadata[KEY]
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(x) for x in first["loc"])
-        raise BadHeader(f"tensor table: {shown(place)}: {shown(first['msg'], 200)}") from None
+        raise BadHeader(f"tensor table: {explained(error.errors(include_url=False)[0])}") from None
 
 
 def _read_safetensors_header(file: BinaryIO, size: int) -> str:

@@ -24,7 +24,7 @@ from epigraph.artifact.header import (
     parse_header,
     tensor_names,
 )
-from epigraph.artifact.messages import reason, shown
+from epigraph.artifact.messages import explained, reason, shown
 from epigraph.artifact.tensors import to_stored
 from epigraph.artifact.value import Artifact
 from epigraph.errors import ArtifactError, BadHeader, BadTensor, CannotWrite
@@ -107,10 +107,9 @@ def _plain(value: Mapping[str, Any], what: str) -> dict[str, Any]:
     try:
         return _JSON_OBJECT.validate_python(dict(value))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join([what, *(str(x) for x in first["loc"] if x not in ("dict", "list"))])
+        found = explained(error.errors(include_url=False)[0])
         raise BadHeader(
-            f"{shown(place)}: {first['msg']}; expected dicts with string keys, lists, strings, numbers, booleans, None"
+            f"{what}: {found}; expected dicts with string keys, lists, strings, numbers, booleans, None"
         ) from None
 
 
