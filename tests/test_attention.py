@@ -6,11 +6,28 @@ The slow twin is always the plain thing: the row alone, or the model reading rea
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from conftest import WINDOW, WINDOWED, random_ids, random_prefix, tiny, tiny_model, tiny_tokenizer
 from epigraph.errors import (
@@ -437,15 +454,67 @@ def test_positions_run_out_by_name() -> None:
         frozen.model(input_ids=torch.tensor([random_ids(12, 1)]))
 
 
-def test_models_that_cannot_take_a_prefix_say_why() -> None:
-    from transformers import BloomConfig, BloomForCausalLM, T5Config, T5ForConditionalGeneration
+def unsupported() -> dict[str, tuple[Callable[[], PreTrainedModel], str]]:
+    small = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    wide = {**small, "intermediate_size": 16}
+    mla = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
+    t5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    return {
+        "encoder-decoder": (
+            lambda: T5ForConditionalGeneration(T5Config(**t5, decoder_start_token_id=0)),
+            "encoder-dec",
+        ),
+        "encoder": (lambda: BertForMaskedLM(BertConfig(**wide)), "not causal"),
+        "decoder class of an encoder": (lambda: BertLMHeadModel(BertConfig(**wide)), "not causal"),
+        "no registered attention": (lambda: BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_head=2)), "Bloom"),
+        "recurrent": (lambda: MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1)), "Mamba"),
+        "length-dependent rotation": (
+            lambda: LlamaForCausalLM(LlamaConfig(**wide, rope_parameters=rope)),
+            "length of the",
+        ),
+        "keys wider than values": (
+            lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**wide, **mla, n_routed_experts=4, first_k_dense_replace=1)),
+            "wide",
+        ),
+        "no head": (lambda: LlamaModel(LlamaConfig(**wide)), "no language-modelling head"),
+    }
 
-    t5 = T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    with pytest.raises(UnsupportedModel, match="encoder-decoder"):
-        FrozenModel(T5ForConditionalGeneration(t5), tiny_tokenizer())
-    bloom = BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_layer=1, n_head=2))
-    with pytest.raises(UnsupportedModel):
-        FrozenModel(bloom, tiny_tokenizer())
+
+@pytest.mark.parametrize("kind", list(unsupported()))
+def test_models_that_cannot_take_a_prefix_say_why(kind: str) -> None:
+    make, words = unsupported()[kind]
+    with pytest.raises(UnsupportedModel, match=words) as caught:
+        FrozenModel(make(), tiny_tokenizer())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_thread_without_a_binding_is_not_silently_bare() -> None:
+    """A thread started inside a block does not inherit it: its forward raises instead of answering as the base."""
+    frozen = tiny("llama")
+    row, prefix = random_ids(6, 1), random_prefix(frozen.geometry, 5, 1)
+    bare = logits(frozen, row, None)
+    caught: list[Exception] = []
+    answers: list[Tensor] = []
+
+    def plain() -> None:
+        try:
+            frozen.model(input_ids=torch.tensor([row]))
+        except LostBinding as lost:
+            caught.append(lost)
+
+    def on_purpose() -> None:
+        with torch.no_grad(), frozen.bind(None):
+            answers.append(frozen.model(input_ids=torch.tensor([row])).logits[0])
+
+    with frozen.bind(prefix):
+        for work in (plain, on_purpose):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+    assert len(caught) == 1
+    assert_same(answers[0], bare)
+    assert torch.equal(logits(frozen, row, None), bare)
 
 
 def test_scored_positions_have_the_models_own_logits(family: str) -> None:

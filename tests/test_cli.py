@@ -193,6 +193,37 @@ def test_an_unknown_key(model: str, rows: str, tmp_path: Path, capsys: pytest.Ca
     assert line == "epigraph: unknown key training.stepz; did you mean training.steps?"
 
 
+def test_an_unknown_metric_to_choose_by(
+    model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = fails(capsys, *train_words(model, rows, tmp_path / "out", "training.dev_metric=blue"))
+    assert line == "epigraph: training.dev_metric: got 'blue', expected one of loss, bleu, chrf, exact_match"
+    line = fails(capsys, *train_words(model, rows, tmp_path / "out", "training.patience=2"))
+    assert "needs development rows" in line
+
+
+def test_an_artifact_says_nothing_of_the_machine(trained: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(capsys, "inspect", str(trained), "--json")[1]
+    held = (trained / "artifact.safetensors").read_bytes()
+    assert str(Path(model).parent).encode() not in held
+    assert json.loads(found)["base"]["name"] == Path(model).name
+    assert json.loads(found)["provenance"]["data"]["file"] == "sums.jsonl"
+
+
+def test_an_artifact_on_its_own_is_told_where_its_base_is(
+    trained: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((trained / "artifact.safetensors").read_bytes())
+    assert "--model" in fails(capsys, "generate", str(alone), "1+1")
+    there = run(capsys, "generate", str(alone), "1+1", "--model", model, "--max-new-tokens", "4")
+    assert there[:2] == run(capsys, "generate", str(trained), "1+1", "--max-new-tokens", "4")[:2]
+
+
+def test_rows_of_its_own_are_not_a_task_of_that_name(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "give --data FILE or --task NAME" in fails(capsys, "evaluate", str(trained))
+
+
 def test_an_unknown_flag_and_no_out(model: str, rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--stepz" in fails(capsys, "train", "--stepz", "4")
     assert "--out is missing" in fails(capsys, *train_words(model, rows, None))

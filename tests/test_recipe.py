@@ -46,7 +46,7 @@ def test_mistakes_are_one_line(changes: list[str], message: str) -> None:
 
 
 def test_no_data_says_what_to_give() -> None:
-    with pytest.raises(BadValue, match="data is missing; give --task NAME or --train FILE"):
+    with pytest.raises(BadValue, match="data is missing; give --task NAME or --data FILE"):
         check_recipe({})
 
 

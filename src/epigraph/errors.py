@@ -1,44 +1,43 @@
 """Every error of the project, in one tree. A message says what, got, expected, and what to do; it never holds a secret.
 
 EpigraphError
-├── UserError                      the user's mistake: the command line answers in one line and exits with 2
-│   ├── ModelError
-│   │   ├── ModelNotFound          no such model here, or it was never fetched
-│   │   ├── UnsupportedModel       the model cannot take virtual tokens, for a reason that is named
-│   │   ├── FetchFailed            a package or address could not be had
-│   │   └── ChecksumMismatch       what came is not what was expected
-│   ├── DataError
-│   │   ├── TaskNotFound           no task or split of that name
-│   │   ├── DataNotFound           the task's files are not here
-│   │   ├── RecordsNotFound        a folder in which nothing was trained
-│   │   ├── BadRows                rows that break the format, all of them listed
-│   │   ├── UnknownFormat          a file of a kind that is not read
-│   │   ├── TooFewExamples         fewer examples than were asked for
-│   │   ├── CountMismatch          predictions and references are not the same number
-│   │   └── TextTooLong            a row does not fit the model's positions
-│   ├── RecipeError
-│   │   ├── UnknownKey             a key that no recipe has; the nearest one is named
-│   │   └── BadValue               a value of the wrong type or range
-│   ├── BindingError
-│   │   ├── AlreadyBound           a second prefix on a model that carries one
-│   │   ├── BatchMismatch          rows bound and rows run are not the same number
-│   │   ├── LostBinding            attention ran past the model's own forward, where no prefix can follow
-│   │   └── ReentrantCheckpointing activation checkpointing of the kind that forgets the prefix
-│   ├── GeometryMismatch           virtual tokens and model do not fit each other
-│   ├── OutputExists               a file or folder is in the way and would be lost
-│   ├── TrainingFailed             the loss stopped being a number
-│   └── ArtifactError
-│       ├── NotAnArtifact          the file is something else (a pickle, a folder, a link, a model)
-│       ├── Truncated              the file ends before its tensors do, or goes on after them
-│       ├── BadHeader              the header breaks docs/format.md
-│       ├── TooLarge               the file is over the limits of docs/format.md
-│       ├── UnknownVersion         written by a later format
-│       ├── BadTensor              a missing, extra, misshapen, mistyped or non-finite tensor
-│       ├── ContentMismatch        tensors or header are not the ones that were written
-│       ├── WrongBase              trained for a base model with other weights
-│       ├── WrongTokenizer         trained with another tokenizer
-│       └── CannotWrite            no space, no permission or no folder to write the file in; nothing was left behind
-└── InternalError                  our mistake: exits with 1
+└── UserError                      the user's mistake: the command line answers in one line and exits with 2
+    ├── ModelError
+    │   ├── ModelNotFound          no such model here, or it was never fetched
+    │   ├── UnsupportedModel       the model cannot take virtual tokens, for a reason that is named
+    │   ├── FetchFailed            a package or address could not be had
+    │   └── ChecksumMismatch       what came is not what was expected
+    ├── DataError
+    │   ├── TaskNotFound           no task or split of that name
+    │   ├── DataNotFound           the task's files are not here
+    │   ├── RecordsNotFound        a folder in which nothing was trained
+    │   ├── BadRows                rows that break the format, all of them listed
+    │   ├── UnknownFormat          a file of a kind that is not read
+    │   ├── TooFewExamples         fewer examples than were asked for
+    │   ├── CountMismatch          predictions and references are not the same number
+    │   └── TextTooLong            a row does not fit the model's positions
+    ├── RecipeError
+    │   ├── UnknownKey             a key that no recipe has; the nearest one is named
+    │   └── BadValue               a value of the wrong type or range
+    ├── BindingError
+    │   ├── AlreadyBound           a second prefix on a model that carries one
+    │   ├── BatchMismatch          rows bound and rows run are not the same number
+    │   ├── LostBinding            attention ran past the model's own forward, where no prefix can follow
+    │   └── ReentrantCheckpointing activation checkpointing of the kind that forgets the prefix
+    ├── GeometryMismatch           virtual tokens and model do not fit each other
+    ├── OutputExists               a file or folder is in the way and would be lost
+    ├── TrainingFailed             the loss stopped being a number
+    └── ArtifactError
+        ├── NotAnArtifact          the file is something else (a pickle, a folder, a link, a model)
+        ├── Truncated              the file ends before its tensors do, or goes on after them
+        ├── BadHeader              the header breaks docs/format.md
+        ├── TooLarge               the file is over the limits of docs/format.md
+        ├── UnknownVersion         written by a later format
+        ├── BadTensor              a missing, extra, misshapen, mistyped or non-finite tensor
+        ├── ContentMismatch        tensors or header are not the ones that were written
+        ├── WrongBase              trained for a base model with other weights
+        ├── WrongTokenizer         trained with another tokenizer
+        └── CannotWrite            no space, no permission or no folder to write the file in; nothing was left behind
 """
 
 
@@ -48,10 +47,6 @@ class EpigraphError(Exception):
 
 class UserError(EpigraphError):
     """The user can mend it; the message says how."""
-
-
-class InternalError(EpigraphError):
-    """We can mend it; please report it."""
 
 
 class ModelError(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +18,15 @@ from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
 
 Text = str | Sequence[Mapping[str, str]]
+
+
+def _base_beside(path: Path) -> str | None:
+    """Where a run's folder says that its base was. A hint, and no more: the base is checked by its fingerprint."""
+    try:
+        said = json.loads((path / "recipe.json").read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 class Tuned:
@@ -47,14 +57,13 @@ class Tuned:
         other weights, by its fingerprint.
         """
         content = artifact.load(artifact.find(Path(path)))
+        name = model or _base_beside(Path(path)) or content.base_name
         try:
-            frozen = FrozenModel.load(
-                model or content.base_name, dtype=dtype, attention_name=attention_name, device=device
-            )
+            frozen = FrozenModel.load(name, dtype=dtype, attention_name=attention_name, device=device)
         except ModelNotFound as missing:
             if model is not None:
                 raise
-            raise ModelNotFound(f"{missing} (the artifact's base; pass --model when it is somewhere else)") from None
+            raise ModelNotFound(f"{missing} (the artifact's base; say where it is with --model)") from None
         return cls(frozen, content, allow_base=allow_base)
 
     def generate(

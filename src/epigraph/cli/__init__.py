@@ -35,8 +35,9 @@ app.command()(report)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=given or ["--help"], standalone_mode=False)
     except UserError as mistake:
         _fail(str(mistake))
     except TyperException as mistake:
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exit as done:
         sys.exit(done.exit_code)
     except (Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing half-written was left behind", code=130)
+        _fail("interrupted", code=130)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

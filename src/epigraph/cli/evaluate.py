@@ -69,7 +69,9 @@ def _examples(artifact: Path, task: str | None, data: Path | None, split: str, l
     else:
         trained_on = load(find(artifact)).provenance.get("data", {}).get("task")
         if task is None and trained_on is None:
-            raise BadValue("the artifact does not say what it was trained on; give --task NAME or --data FILE")
+            raise BadValue(
+                "the artifact was trained on rows of its own, no named task; give --data FILE or --task NAME"
+            )
         chosen = find_task(task or str(trained_on))
     return chosen.load(split)[:limit], chosen
 

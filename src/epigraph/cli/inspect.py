@@ -28,6 +28,7 @@ def inspect(
 def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:
     sites = {site: len(layers) for site, layers in found["geometry"]["sites"].items()}
     provenance, contract = found["provenance"], found["contract"]
+    data = provenance.get("data", {})
     return {
         "method": f"{found['method']['name']}, {found['num_virtual_tokens']} virtual tokens, {found['visibility']}",
         "base": f"{found['base']['name']} ({found['base']['fingerprint'][:12]})",
@@ -37,7 +38,7 @@ def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:
         "text": f"{contract['input_template']!r} then {contract['target_template']!r}"
         if contract["chat_template_hash"] is None
         else f"chat template {contract['chat_template_hash'][:12]}",
-        "trained on": f"{provenance.get('data', {}).get('task', 'not said')}, {provenance.get('created', 'not said')}",
+        "trained on": f"{data.get('task') or data.get('file') or 'not said'}, {provenance.get('created', 'not said')}",
         "development": ", ".join(f"{name} {value:.4g}" for name, value in provenance.get("dev", {}).items()) or "none",
-        "content hash": found["content_hash"],
+        "content hash": found["content_hash"][:12],
     }

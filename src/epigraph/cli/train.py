@@ -26,7 +26,7 @@ def train(
     dev: Annotated[Path | None, Flag(help="Development rows of your own.")] = None,
     method: Annotated[str | None, Flag(help="prefix-tuning.")] = None,
     parameterization: Annotated[str | None, Flag(help="raw, mlp or mlp-code.")] = None,
-    initial: Annotated[str | None, Flag(help="text, document, random, zero or artifact.")] = None,
+    initial: Annotated[str | None, Flag(help="default, text, document, random, zero or artifact.")] = None,
     num_virtual_tokens: Annotated[int | None, Flag(help="Virtual tokens, P.")] = None,
     limit: Annotated[int | None, Flag(help="Draw this many (source, reference) pairs by the seed.")] = None,
     steps: Annotated[int | None, Flag(help="Optimiser steps.")] = None,

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from epigraph.errors import BatchMismatch, LostBinding
+from epigraph.errors import BatchMismatch, LostBinding, UnsupportedModel
 from epigraph.virtual import KVPrefix, Site
 
 ARGUMENT = "epigraph_run"
@@ -34,6 +34,17 @@ class Slot:
     site: Site
     layer: int
     window: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Call:
+    """What the seam saw of one attention call: its own keys and values ``[B, K, C, H]`` (after any rotation), its
+    window in positions, and whether its first query was kept from the second column."""
+
+    key: Tensor
+    value: Tensor
+    window: int | None
+    causal: bool
 
 
 class Rows:
@@ -92,14 +103,13 @@ class Rows:
 class Run:
     """What one forward of one model carries: its rows' prefixes and the positions of its text tokens.
 
-    ``seen``, where given, collects each layer's own keys and values (after rotation), ``[B, K, C, H]``.
+    ``seen``, where given, collects each layer's call.
     """
 
     slots: Mapping[nn.Module, Slot]
     rows: Rows | None = None
     positions_BT: Tensor | None = None
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
-    windows: dict[nn.Module, int | None] = field(default_factory=dict)
+    seen: dict[nn.Module, Call] | None = None
     masks: dict[tuple[int, int | None, int], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def mask(self, text_mask: Tensor | None, window: int | None, query: Tensor, key: Tensor) -> Tensor | None:
@@ -164,8 +174,8 @@ def _attention(name: str) -> Callable[..., Any]:
                 "call the whole model, FrozenModel.model(...), not a part of it"
             )
         if run.seen is not None:
-            run.seen[module] = (key, value)
-            run.windows[module] = kwargs.get("sliding_window")
+            causal = _is_causal(module, attention_mask, kwargs.get("is_causal"))
+            run.seen[module] = Call(key=key, value=value, window=kwargs.get("sliding_window"), causal=causal)
         if run.rows is not None and run.rows.longest:
             slot = run.slots[module]
             attention_mask = run.mask(attention_mask, slot.window, query, key)
@@ -178,11 +188,33 @@ def _attention(name: str) -> Callable[..., Any]:
     return attend
 
 
+def _is_causal(module: nn.Module, mask: Tensor | None, told: bool | None) -> bool:
+    if mask is None:
+        return bool(getattr(module, "is_causal", True) if told is None else told)
+    # Boolean masks say True for seen, additive ones 0; of one token nothing can be told, and nothing is asked.
+    hidden = mask[..., 0, -1] if mask.shape[-1] > 1 else mask.new_zeros(1)
+    return bool((~hidden if mask.dtype == torch.bool else hidden < 0).all())
+
+
 def register() -> None:
     """Make the seam known to transformers, once for each attention it can call. Harmless when repeated."""
     for name in IMPLEMENTATIONS:
         AttentionInterface.register(seam_name(name), _attention(name))
         AttentionMaskInterface.register(seam_name(name), ALL_MASK_ATTENTION_FUNCTIONS[name])
+
+
+def install(model: PreTrainedModel, name: str) -> None:
+    """Let the model attend through the seam around ``name``; raises :class:`UnsupportedModel` where it cannot."""
+    register()
+    try:
+        # A model that cannot attend by `name` must not attend by the seam around it either.
+        model.set_attn_implementation(name)
+        model.set_attn_implementation(seam_name(name))
+    except (ValueError, ImportError) as wrong:
+        reason = str(wrong).splitlines()[0]
+        raise UnsupportedModel(f"{type(model).__name__} cannot attend by {name}: {reason}") from wrong
+    if model.config._attn_implementation != seam_name(name):
+        raise UnsupportedModel(f"{type(model).__name__} does not let its attention be chosen; no prefix can reach it")
 
 
 def seam_name(name: str) -> str:

@@ -58,12 +58,9 @@ def _batch(
     config = _generation_config(frozen, decoding, options)
     stops = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     with torch.inference_mode():
-        if prefixes is None:
+        copies = max(config.num_beams, config.num_return_sequences or 1)
+        with frozen.bind(prefixes, copies=copies):
             out = frozen.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        else:
-            copies = max(config.num_beams, config.num_return_sequences or 1)
-            with frozen.bind(prefixes, copies=copies):
-                out = frozen.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
 
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from epigraph.errors import LostBinding, UnsupportedModel
-from epigraph.frozen.attention import ARGUMENT, Run, Slot
+from epigraph.frozen.attention import ARGUMENT, Call, Run, Slot
 from epigraph.virtual import Geometry, LayerGeometry, PositionKind
 
 
@@ -23,7 +23,7 @@ def survey(model: PreTrainedModel) -> tuple[Geometry, dict[nn.Module, Slot]]:
     Raises :class:`UnsupportedModel` with the reason where virtual keys and values could not be exact.
     """
     _refuse_by_config(model)
-    seen, windows = _look(model)
+    seen = _look(model)
     num_layers = model.config.get_text_config().num_hidden_layers
     if len(seen) != num_layers:
         raise UnsupportedModel(
@@ -31,11 +31,11 @@ def survey(model: PreTrainedModel) -> tuple[Geometry, dict[nn.Module, Slot]]:
             "attention modules between layers or mix attention with recurrent state cannot take a prefix"
         )
     slots, layers = {}, []
-    for number, (module, (key, _)) in enumerate(seen.items()):
-        slots[module] = Slot(site="decoder.self", layer=number, window=windows[module])
-        layers.append(
-            LayerGeometry(num_kv_heads=key.shape[1], head_dim=key.shape[3], window=windows[module]),
-        )
+    for number, (module, call) in enumerate(seen.items()):
+        _refuse_by_look(model, call)
+        slots[module] = Slot(site="decoder.self", layer=number, window=call.window)
+        _, num_kv_heads, _, head_dim = call.key.shape
+        layers.append(LayerGeometry(num_kv_heads=num_kv_heads, head_dim=head_dim, window=call.window))
     kind, max_positions = _positions(model)
     geometry = Geometry(
         sites={"decoder.self": tuple(layers)},
@@ -46,8 +46,8 @@ def survey(model: PreTrainedModel) -> tuple[Geometry, dict[nn.Module, Slot]]:
     return geometry, slots
 
 
-def _look(model: PreTrainedModel) -> tuple[dict[nn.Module, tuple[Tensor, Tensor]], Mapping[nn.Module, int | None]]:
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+def _look(model: PreTrainedModel) -> dict[nn.Module, Call]:
+    seen: dict[nn.Module, Call] = {}
     run = Run(slots={}, seen=seen)
     ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
     probe: dict[str, Any] = {
@@ -67,12 +67,15 @@ def _look(model: PreTrainedModel) -> tuple[dict[nn.Module, tuple[Tensor, Tensor]
         raise UnsupportedModel(
             f"{type(model).__name__} cannot carry a prefix: its forward takes no further keyword arguments ({wrong})"
         ) from wrong
-    return seen, run.windows
+    return seen
 
 
 def _refuse_by_config(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
+    rotations = {x.get("rope_type") for x in _tables(getattr(config, "rope_parameters", None) or {})}
     reasons = {
+        "its positions depend on the length of the text (dynamic or long rotary scaling)": rotations
+        & {"dynamic", "longrope"},
         "it is an encoder-decoder, and its three sites are not built yet": getattr(config, "is_encoder_decoder", False),
         "it has cross-attention": getattr(config, "add_cross_attention", False),
         "some of its layers share the keys and values of others": getattr(config, "num_kv_shared_layers", 0),
@@ -82,6 +85,21 @@ def _refuse_by_config(model: PreTrainedModel) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+
+
+def _refuse_by_look(model: PreTrainedModel, call: Call) -> None:
+    reason = None
+    if not call.causal:
+        reason = "its attention is not causal, a token sees what follows it"
+    elif call.key.shape != call.value.shape:
+        reason = f"its keys are {call.key.shape[-1]} wide, its values {call.value.shape[-1]}"
+    if reason is not None:
+        raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+
+
+def _tables(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A table and the tables in it: some families have one rotation a layer type."""
+    return [value, *(x for x in value.values() if isinstance(x, Mapping))]
 
 
 def _embedding_dim(model: PreTrainedModel) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,9 +19,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from epigraph.errors import AlreadyBound, BadValue, BatchMismatch, ReentrantCheckpointing, TextTooLong
+from epigraph.errors import (
+    AlreadyBound,
+    BadValue,
+    BatchMismatch,
+    LostBinding,
+    ReentrantCheckpointing,
+    TextTooLong,
+)
 from epigraph.frozen import attention
-from epigraph.frozen.attention import ARGUMENT, Rows, Run
+from epigraph.frozen.attention import ARGUMENT, Call, Rows, Run
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey
 from epigraph.frozen.loading import load_causal
@@ -55,13 +63,14 @@ class FrozenModel:
             raise AlreadyBound(
                 f"{model.config.name_or_path or type(model).__name__} is already in a FrozenModel; use that"
             )
-        attention.register()
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name or model.config.name_or_path or type(model).__name__
         self._checkpoint = checkpoint_on_disk
-        model.set_attn_implementation(attention.seam_name(attention_name))
+        attention.install(model, attention_name)
         self.geometry, self._slots = survey(model)
+        # Every binding in force, whichever thread made it.
+        self._bindings: list[Rows] = []
         self._signature = inspect.signature(model.forward)
         self._layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
         model.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -76,7 +85,8 @@ class FrozenModel:
         found = resolve(name)
         model, tokenizer = load_causal(found, DTYPES[dtype])
         model.to(torch.device(device))  # type: ignore[arg-type]
-        return cls(model, tokenizer, name=found.name, attention_name=attention_name, checkpoint_on_disk=found)
+        shown = public_name(found.name)
+        return cls(model, tokenizer, name=shown, attention_name=attention_name, checkpoint_on_disk=found)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -106,12 +116,14 @@ class FrozenModel:
         return sum(x.numel() * x.element_size() for x in self.model.parameters())
 
     @contextmanager
-    def bind(self, prefix: KVPrefix | Sequence[KVPrefix | None], *, copies: int = 1) -> Iterator[None]:
+    def bind(self, prefix: KVPrefix | Sequence[KVPrefix | None] | None, *, copies: int = 1) -> Iterator[None]:
         """Let every forward of the model in this block, and in this thread, carry ``prefix``.
 
         One prefix serves batches of any size; a sequence names one prefix (or None) for each row, ``copies`` times
         over in a row, which is how beam search lays its beams out. The text of a row starts at its own prefix's
         ``text_start``, whatever the padding and the neighbours; position ids given to the model count text tokens.
+        None is the bare model, said on purpose: while another thread has something bound, a forward of a thread that
+        has nothing raises :class:`LostBinding`, because a thread started inside a block does not inherit it.
         Raises :class:`GeometryMismatch`, :class:`AlreadyBound`, and inside, :class:`BatchMismatch`.
         """
         rows = self._rows(prefix, copies)
@@ -119,12 +131,16 @@ class FrozenModel:
         if any(key == id(self) for key, _ in bound):
             raise AlreadyBound(f"{self.name} already carries prefixes here; leave the outer bind() first")
         token = _BOUND.set((*bound, (id(self), rows)))
+        self._bindings.append(rows)
         try:
             yield
         finally:
+            self._bindings.remove(rows)
             _BOUND.reset(token)
 
-    def _rows(self, prefix: KVPrefix | Sequence[KVPrefix | None], copies: int) -> Rows:
+    def _rows(self, prefix: KVPrefix | Sequence[KVPrefix | None] | None, copies: int) -> Rows:
+        if prefix is None:
+            return Rows([], None, self.device)
         if isinstance(prefix, KVPrefix):
             prefix.check(self.geometry)
             return Rows([prefix], None, self.device)
@@ -146,6 +162,11 @@ class FrozenModel:
         if ARGUMENT in kwargs:
             return args, kwargs
         rows = next((rows for key, rows in _BOUND.get() if key == id(self)), None)
+        if rows is None and self._bindings:
+            raise LostBinding(
+                f"{self.name} has prefixes bound in another thread or task, and none in this one; "
+                "call bind() where the model runs, bind(None) for the bare model"
+            )
         if rows is None:
             return args, {**kwargs, ARGUMENT: Run(slots=self._slots)}
         self._refuse_reentrant()
@@ -194,15 +215,15 @@ class FrozenModel:
 
         It carries ``window`` visibility: that is what the model itself would see. (Li & Liang 2021, section 7.4.)
         """
-        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        seen: dict[nn.Module, Call] = {}
         tokens = torch.tensor([list(ids)], device=self.device)
         with torch.no_grad():
             run = Run(slots=self._slots, seen=seen)
             self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **{ARGUMENT: run})
         sites: dict[Site, list[LayerKV | None]] = {site: [None] * len(x) for site, x in self.geometry.sites.items()}
-        for module, (keys, values) in seen.items():
+        for module, call in seen.items():
             slot = self._slots[module]
-            k, v = (x[0].transpose(0, 1).float().clone() for x in (keys, values))
+            k, v = (x[0].transpose(0, 1).float().clone() for x in (call.key, call.value))
             sites[slot.site][slot.layer] = LayerKV(keys_PKH=k, values_PKH=v)
         layers = {site: tuple(x) for site, x in sites.items()}
         return KVPrefix(sites=layers, text_start=len(ids), visibility="window")
@@ -222,6 +243,12 @@ class FrozenModel:
             yield
         finally:
             handle.remove()
+
+
+def public_name(name: str) -> str:
+    """What a model is called in files that travel: a folder or file loses the path to it."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
 
 
 def text_positions(tokens: Tensor, given: dict[str, Any]) -> Tensor:

@@ -97,8 +97,9 @@ class PrefixTuning(Method):
 
     def forward(self) -> KVPrefix:
         """The prefix, ``text_start`` = P, float32."""
-        flat_PN = torch.cat([self.sinks_SN, self.free()]) if len(self.sinks_SN) else self.free()
-        flat_PN = nn.functional.dropout(flat_PN, self.config.dropout, self.training)
+        flat_PN = nn.functional.dropout(self.free(), self.config.dropout, self.training)
+        if len(self.sinks_SN):
+            flat_PN = torch.cat([self.sinks_SN, flat_PN])
         return unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=self.config.visibility)
 
 

@@ -56,7 +56,7 @@ Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """A named task. ``instruction`` says it in words (the default text to initialise from); ``headline`` is the
-    metric that development and tables go by; lengths count tokens."""
+    metric that tables go by, ``better_when_higher`` those that a run may be chosen by; lengths count tokens."""
 
     name: str
     summary: str
@@ -64,6 +64,7 @@ class Task:
     splits: Mapping[str, Loader]
     score: Scorer
     headline: str = "bleu"
+    better_when_higher: tuple[str, ...] = ("bleu", "chrf", "exact_match")
     input_template: str = "{source}\n"
     target_template: str = "{target}"
     max_source_tokens: int = 512

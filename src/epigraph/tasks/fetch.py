@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from epigraph.errors import ChecksumMismatch, DataNotFound, FetchFailed, TaskNotFound
+from epigraph.home import home
 
 E2E_COMMIT = "ab0d967dd5729ce455ef14ba9ffafc456a335264"
 E2E_ADDRESS = f"https://raw.githubusercontent.com/tuetschek/e2e-dataset/{E2E_COMMIT}"
@@ -69,7 +70,7 @@ def data_folders(name: str) -> tuple[Path, ...]:
 
 def fetched_folder(name: str) -> Path:
     """The folder that ``epigraph data fetch`` writes to: ``$EPIGRAPH_HOME/data/NAME``."""
-    return Path(os.environ.get("EPIGRAPH_HOME") or "~/.cache/epigraph").expanduser() / "data" / name
+    return home() / "data" / name
 
 
 def find_file(name: str, file: str) -> Path:

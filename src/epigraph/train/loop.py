@@ -29,8 +29,6 @@ from epigraph.train.recipe import TrainingPart
 
 Record = Mapping[str, Any]
 Score = Callable[[Method], Mapping[str, float]]
-# Metrics that are better when lower; every other one is better when higher.
-LOWER_IS_BETTER = frozenset({"loss"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +158,7 @@ class _Keeper:
     def is_enough(self, step: int, values: Mapping[str, float]) -> bool:
         """Take a score in; True when patience has run out."""
         metric = self._plan.dev_metric
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+        sign = -1 if metric == "loss" else 1
         if not self.values or sign * values[metric] > sign * self.values[metric]:
             self._best, self.step, self.values, self._since = deepcopy(self._method.state_dict()), step, values, 0
         else:

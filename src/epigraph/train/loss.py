@@ -23,12 +23,8 @@ def token_losses(frozen: FrozenModel, batch: Batch, prefix: KVPrefix | Sequence[
     """``[S]`` float32: the negative log-likelihood, in nats, of each scored token, row after row."""
     next_scored = torch.zeros_like(batch.scored_BT)
     next_scored[:, :-1] = batch.scored_BT[:, 1:]
-    with frozen.scored(next_scored):
-        if prefix is None:
-            out = frozen.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
-        else:
-            with frozen.bind(prefix):
-                out = frozen.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
+    with frozen.bind(prefix), frozen.scored(next_scored):
+        out = frozen.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
     targets_S = batch.ids_BT[:, 1:][batch.scored_BT[:, 1:]]
     return functional.cross_entropy(out.logits[0].float(), targets_S, reduction="none")
 

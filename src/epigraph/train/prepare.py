@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,6 @@ class Prepared:
     frozen: FrozenModel
     task: Task
     codec: Codec
-    pairs: tuple[Example, ...]
     rows: tuple[Encoded, ...]
     dev_rows: tuple[Encoded, ...]
     data_hashes: dict[str, str]
@@ -57,8 +57,7 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
     examples = task.load("train")
     pairs = draw_pairs(examples, recipe.data.limit, recipe.training.seed)
     dev = task.load("dev") if "dev" in task.splits else []
-    if recipe.training.dev_metric != "loss" and not dev:
-        raise DataNotFound("training.dev_metric needs development rows; give data.dev or set it to loss")
+    _check_dev_metric(recipe, task, dev)
     frozen = FrozenModel.load(
         recipe.model, dtype=DTYPES[recipe.training.precision], attention_name=recipe.attention, device=device
     )
@@ -69,12 +68,22 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
         frozen=frozen,
         task=task,
         codec=codec,
-        pairs=tuple(pairs),
         rows=rows,
         dev_rows=tuple(lesson(codec, example) for example in dev[: recipe.data.dev_limit]),
         data_hashes={"train": data_hash(pairs), **({"dev": data_hash(dev)} if dev else {})},
         steps=recipe.steps_for(len(rows)),
     )
+
+
+def _check_dev_metric(recipe: Recipe, task: Task, dev: Sequence[Example]) -> None:
+    metric, known = recipe.training.dev_metric, ("loss", *task.better_when_higher)
+    if metric not in known:
+        raise BadValue(f"training.dev_metric: got {metric!r}, expected one of {', '.join(known)}")
+    if not dev and (metric != "loss" or recipe.training.patience is not None):
+        raise DataNotFound(
+            "choosing by a development score (training.dev_metric, training.patience) needs development rows; "
+            "give --dev FILE (data.dev)"
+        )
 
 
 def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContract:

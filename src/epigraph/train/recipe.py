@@ -180,7 +180,7 @@ def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
         hint = f"did you mean {near[0]}?" if near else "see docs/recipes.md for all keys"
         return UnknownKey(f"unknown key {key}; {hint}")
     if mistake["type"] == "missing":
-        return BadValue(f"{key} is missing; {'give --task NAME or --train FILE' if key == 'data' else 'set it'}")
+        return BadValue(f"{key} is missing; {'give --task NAME or --data FILE' if key == 'data' else 'set it'}")
     got = json.dumps(mistake["input"], default=str)
     where = f"{key}: " if key else ""
     if mistake["type"] == "value_error":

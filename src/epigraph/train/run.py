@@ -12,6 +12,7 @@ from typing import Any
 
 from epigraph import artifact
 from epigraph.errors import OutputExists
+from epigraph.frozen.model import public_name
 from epigraph.methods.base import Method
 from epigraph.train.evaluate import evaluate
 from epigraph.train.loop import Outcome, dev_loss, train
@@ -74,6 +75,20 @@ def resolved(ready: Prepared) -> dict[str, Any]:
     return recipe
 
 
+def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with names where it has paths: an artifact travels, and says nothing of its machine."""
+    short = {
+        **recipe,
+        "model": public_name(recipe["model"]),
+        "data": dict(recipe["data"]),
+        "method": dict(recipe["method"]),
+    }
+    for table, key in (("data", "train"), ("data", "dev"), ("data", "test"), ("method", "initial_path")):
+        if short[table][key] is not None:
+            short[table][key] = Path(short[table][key]).name
+    return short
+
+
 def _dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
     plan = ready.recipe.training
 
@@ -117,7 +132,7 @@ def _finish(ready: Prepared, method: Method, outcome: Outcome, folder: Path) -> 
 
 
 def _artifact(ready: Prepared, method: Method, summary: Mapping[str, Any]) -> artifact.Artifact:
-    recipe = resolved(ready)
+    recipe = _without_folders(resolved(ready))
     kept = ("steps", "kept_step", "dev", "seconds", "seed", "versions")
     return artifact.Artifact(
         prefix=method.fold(),
@@ -131,7 +146,12 @@ def _artifact(ready: Prepared, method: Method, summary: Mapping[str, Any]) -> ar
         provenance={
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "recipe": recipe,
-            "data": {"task": ready.task.name, "rows": len(ready.rows), "hashes": ready.data_hashes},
+            "data": {
+                "task": recipe["data"]["task"],
+                "file": recipe["data"]["train"],
+                "rows": len(ready.rows),
+                "hashes": ready.data_hashes,
+            },
             **{name: summary[name] for name in kept},
         },
     )
