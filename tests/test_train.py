@@ -216,7 +216,7 @@ def test_transformers_trainer(tmp_path: Path, checkpointing: bool) -> None:
         ids = padded("input_ids", 0)
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": padded("labels", -100)}
 
-    # The argument's new name since transformers 5.2x; the old one warns there and is all there is before.
+    # The argument's new name; where there is one, the old one warns.
     names = ("activation_checkpointing", "gradient_checkpointing")
     flag = next(name for name in names if name in TrainingArguments.__dataclass_fields__)
     arguments = TrainingArguments(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -69,12 +69,24 @@ def load_gguf(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTra
 
 
 def gguf_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file, splitting text the way the file's ``tokenizer.ggml.pre`` says."""
+    """The tokenizer of a GGUF file, with the special tokens the file names and the splitting it asks for."""
     from gguf import GGUFReader
 
+    file = GGUFReader(source)
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-    splitting = GGUFReader(source).get_field("tokenizer.ggml.pre")
-    if splitting is not None and splitting.contents() == "smollm":
+
+    def said(name: str) -> Any:
+        field = file.get_field(f"tokenizer.ggml.{name}")
+        return None if field is None else field.contents()
+
+    if said("model") == "gpt2":
+        # transformers 5.16 puts other families' special tokens and decoder here.
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+            number = said(f"{key}_token_id")
+            if number is not None:
+                setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(int(number)))
+        tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    if said("pre") == "smollm":
         # transformers takes GPT-2's splitting here; this one sets every digit apart first, which moves the space or
         # newline before a number into another token.
         digits = pre_tokenizers.Digits(individual_digits=True)
