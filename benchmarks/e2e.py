@@ -31,8 +31,7 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     options = parser.parse_args()
     rows = [run(system, flags, seed, options) for system, flags in SYSTEMS.items() for seed in SEEDS]
-    first = options.folder / f"text-kv-default-{SEEDS[0]}"
-    bare = evaluate(first, options.split, "--untouched")
+    bare = evaluate(options.folder / f"text-kv-default-{SEEDS[0]}", options.split, "--untouched")
     found = {
         "train": f"epigraph train {TRAIN} --seed S --out DIR",
         "evaluate": f"epigraph evaluate DIR --task e2e --split {options.split}",
@@ -44,7 +43,25 @@ def main() -> None:
         "versions": versions(),
     }
     write_json(options.json, found)
-    print(json.dumps(found["mean"], indent=1))
+    print(table(found))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The record as the Markdown table of docs/results.md: every seed, the mean, size and time."""
+    seeds = sorted({row["seed"] for row in found["runs"]})
+    header = ["", *(f"seed {seed}" for seed in seeds), "mean", "trained numbers", "file", "training, s"]
+    lines = [header, ["---"] * len(header)]
+    bare = found["untouched"]["scores"]["bleu"]
+    lines.append(["untouched", *["" for _ in seeds], f"{bare:.1f}", "0", "", ""])
+    for system, mean in found["mean"].items():
+        rows = {row["seed"]: row for row in found["runs"] if row["system"] == system}
+        bleus = [f"{rows[seed]['scores']['bleu']:.1f}" for seed in seeds]
+        first = rows[seeds[0]]
+        seconds = statistics.median(row["train_seconds"] for row in rows.values())
+        average = f"**{mean['bleu']:.1f}** (sd {mean['bleu_sd']:.1f})"
+        size = f"{first['artifact_bytes'] / 1000:.0f} KB"
+        lines.append([system, *bleus, average, f"{first['trained_numbers']:,}", size, f"{seconds:.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def run(system: str, flags: list[str], seed: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -130,6 +130,28 @@ def test_random_has_the_stated_scale_and_follows_the_seed() -> None:
     assert torch.equal(flat, flatten(random_prefix(geometry, 200, 1, std=0.5)))
 
 
+def test_a_relative_learning_rate_moves_each_layer_by_its_own_size() -> None:
+    """One Adam step changes every number by lr times the size of its layer's first keys, or values."""
+    frozen = tiny("llama")
+    first = initial.from_text(frozen.read, random_ids(5, 1), 5)
+    for relative in (True, False):
+        made = PrefixTuning(PrefixTuningConfig(num_virtual_tokens=5, relative_lr=relative), frozen.geometry, first)
+        assert torch.equal(flatten(made.fold()), flatten(first))
+        flatten(made()).sum().backward()
+        torch.optim.Adam(made.parameters(), lr=0.01).step()
+        for (_, _, before), (_, _, after) in zip(first.layers(), made.fold().layers(), strict=True):
+            for old, new in ((before.keys_PKH, after.keys_PKH), (before.values_PKH, after.values_PKH)):
+                size = old.flatten(1).pow(2).mean(1).sqrt().median().item() if relative else 1.0
+                assert (new - old).abs().mean().item() == pytest.approx(0.01 * size, rel=1e-2)
+
+
+def test_zeros_still_learn() -> None:
+    frozen = tiny("llama")
+    made = PrefixTuning(PrefixTuningConfig(num_virtual_tokens=5), frozen.geometry, initial.zero(frozen.geometry, 5))
+    flatten(made()).sum().backward()
+    assert next(made.parameters()).grad.abs().min() == 1  # type: ignore[union-attr]
+
+
 def test_zero_is_not_a_no_op() -> None:
     frozen = tiny("llama")
     row = random_ids(9, 1)

@@ -24,6 +24,8 @@ from epigraph.train.loss import denominator, token_losses
 from epigraph.train.module import TrainableModel
 from epigraph.train.recipe import TrainingPart
 
+# In units of the first values, whose size is 0.3.
+LR = 0.15
 PAIRS = [("red", "warm"), ("blue", "cold and clear"), ("green", "leaf"), ("black", "night, late")] * 3
 
 
@@ -45,7 +47,7 @@ def run(frozen: FrozenModel, made: PrefixTuning, steps: int = 20, **plan: Any) -
         rows(),
         TrainingPart(**{"batch_size": 4, **plan}),
         steps=steps,
-        lr=plan.pop("lr", 0.05),
+        lr=LR,
         report=lambda record: records.append(dict(record)),
     )
     return records
@@ -80,7 +82,7 @@ def test_accumulation_equals_one_large_batch(reduction: str) -> None:
     frozen = tiny("llama")
     whole, parts = method(frozen), method(frozen)
     for made, plan in ((whole, {"batch_size": 8}), (parts, {"batch_size": 4, "accumulation": 2})):
-        train(frozen, made, rows()[:8], TrainingPart(**plan, reduction=reduction), steps=4, lr=0.05)  # type: ignore[arg-type]
+        train(frozen, made, rows()[:8], TrainingPart(**plan, reduction=reduction), steps=4, lr=LR)  # type: ignore[arg-type]
     one, other = flatten(whole.fold()), flatten(parts.fold())
     assert (one - other).norm() < 1e-2 * one.norm()
     assert (one - flatten(method(frozen).fold())).norm() > 0.1 * one.norm()
@@ -128,7 +130,7 @@ def test_checkpointed_training_is_the_same_training() -> None:
 def test_schedules_with_warm_up(schedule: str, want: list[float]) -> None:
     frozen = tiny("llama")
     records = run(frozen, method(frozen), steps=6, schedule=schedule, warmup_steps=2)
-    assert [record["lr"] / 0.05 for record in records] == pytest.approx(want, abs=1e-5)
+    assert [record["lr"] / LR for record in records] == pytest.approx(want, abs=1e-5)
 
 
 def test_early_stopping_keeps_the_best() -> None:
@@ -142,7 +144,7 @@ def test_early_stopping_keeps_the_best() -> None:
         return {"loss": next(scores)}
 
     plan = TrainingPart(batch_size=4, dev_every=2, patience=2)
-    outcome = train(frozen, made, rows(), plan, steps=20, lr=0.05, score=score)
+    outcome = train(frozen, made, rows(), plan, steps=20, lr=LR, score=score)
     assert (outcome.steps, outcome.kept_step, outcome.stopped_early) == (8, 4, True)
     assert outcome.kept_dev == {"loss": 1.0}
     assert torch.equal(flatten(made.fold()), kept[1])
@@ -178,7 +180,7 @@ def test_an_epoch_has_every_row_once_and_buckets_waste_less() -> None:
 def test_a_plain_pytorch_loop() -> None:
     frozen = tiny("llama")
     model = TrainableModel(frozen, method(frozen))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     batch = collate(rows()[:4], 0)
     labels = batch.ids_BT.masked_fill(~batch.scored_BT, -100)
     losses = []
@@ -189,7 +191,12 @@ def test_a_plain_pytorch_loop() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-    assert set(model.state_dict()) == {"method.free.numbers_PN", "method.sinks_SN"}
+    assert set(model.state_dict()) == {
+        "method.free.change_PN",
+        "method.free.first_PN",
+        "method.free.scale_N",
+        "method.sinks_SN",
+    }
     model.train()
     assert not frozen.model.training
 
@@ -223,7 +230,7 @@ def test_transformers_trainer(tmp_path: Path, checkpointing: bool) -> None:
         output_dir=str(tmp_path),
         max_steps=20,
         per_device_train_batch_size=4,
-        learning_rate=0.05,
+        learning_rate=LR,
         report_to=[],
         use_cpu=True,
         **{flag: checkpointing},

@@ -28,6 +28,8 @@ class PrefixTuningConfig(BaseModel):
     ``initial_path``), ``random`` (normal, ``initial_std``), ``zero``, ``artifact`` (the file ``initial_path``), or
     ``default``: text for ``raw``, PyTorch's own random weights for the MLPs, as in the paper's full-data runs. An MLP
     with another initial value is fitted to it (MSE, Adam) before the task, as the authors do in low data.
+    ``relative_lr``: a raw prefix learns in units of its first values' size, keys and values of each layer apart, since
+    in a real model these sizes differ fiftyfold; weight decay then pulls towards the first values.
     ``num_sink_tokens`` leading virtual tokens keep their first value (Cartridges, 2025).
     """
 
@@ -42,6 +44,7 @@ class PrefixTuningConfig(BaseModel):
     initial_std: Annotated[float, Field(gt=0, le=100)] = 0.5
     fit_steps: Annotated[int, Field(ge=0, le=100_000)] = 500
     fit_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    relative_lr: bool = True
     num_sink_tokens: Annotated[int, Field(ge=0)] = 0
     visibility: Visibility = "always"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -88,7 +91,8 @@ class PrefixTuning(Method):
         if config.parameterization == "raw":
             if first_PN is None:
                 raise ValueError("a raw prefix needs its first values; see epigraph.methods.initial")
-            self.free: nn.Module = _Raw(first_PN[config.num_sink_tokens :])
+            scale_N = _sizes(first_PN, geometry) if config.relative_lr else torch.ones(num_numbers)
+            self.free: nn.Module = _Raw(first_PN[config.num_sink_tokens :], scale_N)
             return
         width_in = config.mlp_width if config.parameterization == "mlp" else geometry.embedding_dim
         self.free = _MLP(num_free, width_in, config.mlp_width, num_numbers)
@@ -104,14 +108,18 @@ class PrefixTuning(Method):
 
 
 class _Raw(nn.Module):
-    """The numbers themselves, ``[P, N]``."""
+    """The numbers themselves, as ``first + scale * change``: ``change [P, N]`` is trained and starts at zero."""
 
-    def __init__(self, first_PN: Tensor) -> None:
+    def __init__(self, first_PN: Tensor, scale_N: Tensor) -> None:
         super().__init__()
-        self.numbers_PN = nn.Parameter(first_PN.clone())
+        self.register_buffer("first_PN", first_PN.clone())
+        self.register_buffer("scale_N", scale_N.clone())
+        self.first_PN: Tensor
+        self.scale_N: Tensor
+        self.change_PN = nn.Parameter(torch.zeros_like(first_PN))
 
     def forward(self) -> Tensor:
-        return self.numbers_PN
+        return self.first_PN + self.scale_N * self.change_PN
 
 
 class _MLP(nn.Module):
@@ -125,6 +133,17 @@ class _MLP(nn.Module):
     def forward(self) -> Tensor:
         flat_PN: Tensor = self.mlp(self.inputs)
         return flat_PN
+
+
+def _sizes(first_PN: Tensor, geometry: Geometry) -> Tensor:
+    """``[N]``: for the keys, and for the values, of each layer, how large their first values are (1 where all are 0).
+
+    The median over virtual tokens of each one's root mean square: the first token of a text is an outlier.
+    """
+    widths = [x.num_kv_heads * x.head_dim for layers in geometry.sites.values() for x in layers for _ in range(2)]
+    sizes = [part.pow(2).mean(1).sqrt().median() for part in first_PN.split(widths, dim=1)]
+    sizes = [torch.ones_like(size) if size == 0 else size for size in sizes]
+    return torch.cat([size.expand(width) for size, width in zip(sizes, widths, strict=True)])
 
 
 def _fit(free: nn.Module, target_PN: Tensor, steps: int, lr: float) -> None:
