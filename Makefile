@@ -7,7 +7,7 @@ TRANSFORMERS_OLDEST := 5.16.0
 TORCH := torch==2.13.0
 DEMO ?= demo
 
-.PHONY: help setup models demo test test-slow test-oldest check bench clean
+.PHONY: help setup models demo test test-slow test-oldest test-mutants check bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -46,6 +46,9 @@ $(OLDEST)/.ready: pyproject.toml
 
 test-oldest: $(OLDEST)/.ready ## the seam and the loop on the oldest transformers we support
 	$(OLDEST)/bin/pytest tests/test_attention.py tests/test_prefix_tuning.py tests/test_train.py tests/test_inputs.py
+
+test-mutants: setup ## break the seam on purpose and see that a test fails, each time
+	$(BIN)/python tests/mutants.py
 
 check: setup ## format, lint, types, direction of imports
 	$(BIN)/ruff format --check

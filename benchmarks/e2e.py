@@ -29,7 +29,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=Path("runs/e2e"))
     parser.add_argument("--split", default="test")
+    parser.add_argument("--only", choices=SYSTEMS, help="run this system and write nothing, to share the work")
     options = parser.parse_args()
+    if options.only:
+        for seed in SEEDS:
+            run(options.only, SYSTEMS[options.only], seed, options)
+        return
     rows = [run(system, flags, seed, options) for system, flags in SYSTEMS.items() for seed in SEEDS]
     bare = evaluate(options.folder / f"text-kv-default-{SEEDS[0]}", options.split, "--untouched")
     found = {

@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from epigraph.report.words import size
+
+__all__ = ["print_json", "print_json_line", "print_pairs", "print_rows", "progress", "size"]
+
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
@@ -44,15 +48,6 @@ def progress(*extra: TextColumn) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in words, powers of 1,000."""
-    for unit in ("B", "KB", "MB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} GB"
 
 
 def print_json_line(value: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from epigraph.frozen.inputs import fill_token
 from epigraph.train.batches import collate
-from epigraph.train.loss import denominator, token_losses
+from epigraph.train.loss import token_losses
 from epigraph.train.prepare import Prepared, make_method
 
 TIMED_STEPS = 3
@@ -51,7 +51,7 @@ def _timed_step(ready: Prepared, method: Any, rows: Any) -> float:
     start = time.perf_counter()
     batch = collate(rows, fill_token(ready.frozen.tokenizer)).to(ready.frozen.device)
     losses = token_losses(ready.frozen, batch, method())
-    (losses.sum() / denominator([batch], ready.recipe.training.reduction)).backward()
+    losses.mean().backward()
     method.zero_grad()
     if ready.frozen.device.type == "cuda":
         torch.cuda.synchronize()

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -65,10 +64,11 @@ def train(
     method, optimizer = accelerator.prepare(method.to(frozen.device), optimizer)
     frozen.checkpoint_activations(plan.checkpoint_activations)
     batches = endless(rows, plan.batch_size, plan.seed, fill_token(frozen.tokenizer), buckets=plan.buckets)
+    scored = max(1.0, sum(sum(row.scored[1:]) for row in rows) / len(rows))
     keep = _Keeper(method, plan)
     start, tokens, step = time.perf_counter(), 0, 0
     for step in range(1, steps + 1):
-        record = _step(frozen, method, _window(batches, plan, frozen), plan, accelerator, optimizer)
+        record = _step(frozen, method, _window(batches, plan, frozen), plan, scored, accelerator, optimizer)
         tokens += record["tokens"]
         report({"step": step, **record, "lr": schedule.get_last_lr()[0], "seconds": time.perf_counter() - start})
         schedule.step()
@@ -110,16 +110,20 @@ def _step(
     method: Method,
     batches: Sequence[Batch],
     plan: TrainingPart,
+    scored_per_row: float,
     accelerator: Accelerator,
     optimizer: Any,
 ) -> dict[str, Any]:
     method.train()
-    divisor = max(denominator(batches, plan.reduction), 1)
-    loss = 0.0
+    num_rows = sum(len(batch.ids_BT) for batch in batches)
+    divisor = denominator(num_rows, plan.reduction, scored_per_row)
+    total, count = 0.0, 0
     for batch in batches:
-        part: Tensor = token_losses(frozen, batch, method()).sum() / divisor
-        accelerator.backward(part)
-        loss += part.item()
+        losses_S = token_losses(frozen, batch, method())
+        accelerator.backward(losses_S.sum() / divisor)
+        total += losses_S.detach().sum().item()
+        count += losses_S.numel()
+    loss = total / (num_rows if plan.reduction == "example-sum" else max(count, 1))
     if not math.isfinite(loss):
         raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
     norm = accelerator.clip_grad_norm_(method.parameters(), plan.max_grad_norm)

@@ -29,13 +29,12 @@ def token_losses(frozen: FrozenModel, batch: Batch, prefix: KVPrefix | Sequence[
     return functional.cross_entropy(out.logits[0].float(), targets_S, reduction="none")
 
 
-def denominator(batches: Sequence[Batch], reduction: Reduction) -> int:
-    """What the summed token losses of one optimiser step are divided by.
+def denominator(num_rows: int, reduction: Reduction, scored_per_row: float) -> float:
+    """What the summed token losses of an optimiser step of ``num_rows`` rows are divided by.
 
-    ``token-mean``: scored tokens. ``example-sum``: examples, so that the loss is summed over each example's tokens
-    and averaged over examples, which is what the authors' code does.
+    ``example-sum``: the rows, so that the loss is summed over each example's tokens and averaged over examples, as in
+    the authors' code. ``token-mean``: the scored tokens that so many rows have on average over all training rows,
+    ``scored_per_row`` each. The step's own count would give the tokens of long rows less weight, since batches hold
+    rows of similar length.
     """
-    if reduction == "example-sum":
-        return sum(len(batch.ids_BT) for batch in batches)
-    # The first token of a row has nothing before it to be predicted from.
-    return sum(int(batch.scored_BT[:, 1:].sum()) for batch in batches)
+    return num_rows if reduction == "example-sum" else num_rows * scored_per_row
