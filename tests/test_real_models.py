@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -83,17 +84,21 @@ def test_greedy_alone_equals_together(smollm2: FrozenModel, capsys: pytest.Captu
 
 
 def test_bf16_stays_within_the_bare_models_own_spread() -> None:
-    """In bf16, alone against batch differs by no more than 3 times what the bare model differs by."""
-    frozen = FrozenModel.load(fetched("smollm2-135m"), dtype="bfloat16")
-    rows = [ids(frozen, text) for text in TEXTS]
-    prefixes = [read(frozen, text) for text in PREFIXES]
+    """In bf16 a row behind a prefix differs between alone and batch by no more than twice what the bare model does.
 
-    def spread(behind: list[KVPrefix] | list[None]) -> float:
+    The bare model reads the prefix's words as text, so that both attend over equally many columns: with few columns it
+    happens to be exact. Measured: 0.69 against 0.66 in logits, where bf16 against fp32 is 0.25 to 2.8.
+    """
+    frozen = FrozenModel.load(fetched("smollm2-135m"), dtype="bfloat16")
+    heads, tails = ([ids(frozen, text) for text in texts] for texts in (PREFIXES, TEXTS))
+
+    def spread(rows: list[list[int]], behind: Sequence[KVPrefix | None]) -> float:
         together = batch_logits(frozen, rows, behind, left=True)
         alone = [logits(frozen, row, prefix) for row, prefix in zip(rows, behind, strict=True)]
         return max((one - other).abs().max().item() for one, other in zip(alone, together, strict=True))
 
-    assert spread(prefixes) <= 3 * spread([None] * len(rows))
+    bare = spread([head + tail for head, tail in zip(heads, tails, strict=True)], [None] * len(tails))
+    assert spread(tails, [frozen.read(head) for head in heads]) <= 2 * bare
 
 
 def test_frozen(smollm2: FrozenModel) -> None:

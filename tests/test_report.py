@@ -219,7 +219,11 @@ def test_run_whose_loss_was_never_a_number_has_a_page(tmp_path: Path) -> None:
 def test_command_prints_the_path(run_folder: Path, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(report)
-    assert CliRunner().invoke(app, [str(run_folder)]).output.strip() == str(run_folder / "report.html")
+    lines = CliRunner().invoke(app, [str(run_folder)]).output.splitlines()
+    assert lines[-1] == str(run_folder / "report.html")
+    shown = "\n".join(lines[:-1])
+    assert "before (bleu 2.8)" in shown
+    assert "after (bleu 57.5)" in shown
     out = tmp_path / "x.html"
     told = json.loads(CliRunner().invoke(app, [str(run_folder), "--out", str(out), "--json"]).output)
     assert told == {"report": str(out), "bytes": out.stat().st_size}

@@ -181,14 +181,17 @@ def test_the_hash_is_of_everything_and_of_the_order() -> None:
     assert len({data_hash(x) for x in [EXAMPLES, *others]}) == 1 + len(others)
 
 
-def test_tasks_import_only_errors_and_each_other() -> None:
+def test_tasks_import_only_errors_home_and_each_other() -> None:
     folder = Path(epigraph.tasks.__file__).parent
     for file in folder.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [x.name for x in node.names] if isinstance(node, ast.Import) else []
             ours = [x for x in names if x.split(".")[0] == "epigraph"]
-            assert all(x == "epigraph.errors" or x.startswith("epigraph.tasks") for x in ours), (file, ours)
+            assert all(x in ("epigraph.errors", "epigraph.home") or x.startswith("epigraph.tasks") for x in ours), (
+                file,
+                ours,
+            )
 
 
 def test_no_torch_is_imported() -> None:
