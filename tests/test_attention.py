@@ -148,7 +148,7 @@ def test_reach(family: str, visibility: str) -> None:
         assert (moved[position] > 1e-3) == seen, f"position {position}"
 
 
-def _first_layer_change(frozen: FrozenModel, row: Sequence[int], one: KVPrefix, other: KVPrefix) -> Tensor:
+def _first_layer_change(frozen: FrozenModel, row: Sequence[int], one: KVPrefix, other: KVPrefix | None) -> Tensor:
     """How much the first attention layer's output moves at each position, ``[T]``."""
     first = next(iter(frozen._slots))
     seen: list[Tensor] = []
@@ -157,6 +157,22 @@ def _first_layer_change(frozen: FrozenModel, row: Sequence[int], one: KVPrefix, 
     logits(frozen, row, other)
     handle.remove()
     return (seen[0] - seen[1])[0].abs().amax(-1)
+
+
+def test_a_layer_without_virtual_tokens_is_untouched(attention_name: str) -> None:
+    """A missing layer is no layer of zeros, which would take their share of the softmax; also beside a full prefix."""
+    frozen = tiny("llama", attention_name)
+    row = random_ids(12, 1)
+    full = random_prefix(frozen.geometry, 4, 1)
+    layers = full.sites["decoder.self"]
+    holed = KVPrefix(sites={"decoder.self": (None, *layers[1:])}, text_start=4)
+    assert _first_layer_change(frozen, row, holed, None).max() < 1e-4
+    assert _first_layer_change(frozen, row, full, None).max() > 1e-2
+    assert (logits(frozen, row, holed) - logits(frozen, row, None)).abs().max() > 0.1
+    rows = [row, random_ids(7, 2), random_ids(9, 3)]
+    prefixes = [holed, full, random_prefix(frozen.geometry, 6, 2)]
+    for one, prefix, got in zip(rows, prefixes, batch_logits(frozen, rows, prefixes, left=True), strict=True):
+        assert_same(got, logits(frozen, one, prefix))
 
 
 def test_window_distance_counts_positions_not_padding() -> None:

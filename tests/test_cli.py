@@ -263,6 +263,24 @@ def test_a_run_is_not_written_over(trained: Path, model: str, rows: str, capsys:
     assert (trained / "artifact.safetensors").read_bytes() == before
 
 
+def test_overwriting_takes_the_old_scores_away(
+    model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(capsys, *train_words(model, rows, out))[0] == 0
+    assert run(capsys, "evaluate", str(out), "--data", rows)[0] == 0
+    assert list((out / "evaluations").iterdir())
+    first = (out / "artifact.safetensors").read_bytes()
+    assert "no-such-file" in fails(
+        capsys,
+        *train_words(model, rows, out, "--overwrite", "method.initial=document", "method.initial_path=no-such-file"),
+    )
+    assert (out / "artifact.safetensors").read_bytes() == first
+    assert run(capsys, *train_words(model, rows, out, "--overwrite", "--seed", "9"))[0] == 0
+    assert not list((out / "evaluations").iterdir())
+    assert (out / "artifact.safetensors").read_bytes() != first
+
+
 def test_no_artifact_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("inspect", "evaluate", "generate"):
         line = fails(capsys, command, str(tmp_path / "nothing"))

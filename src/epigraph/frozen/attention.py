@@ -21,7 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from epigraph.errors import BatchMismatch, LostBinding, UnsupportedModel
-from epigraph.virtual import KVPrefix, Site
+from epigraph.virtual import KVPrefix, LayerKV, Site
 
 ARGUMENT = "epigraph_run"
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -76,11 +76,15 @@ class Rows:
         """``[B]`` (or ``[1]`` where all rows carry the same prefix) out of one value a distinct prefix."""
         return values_U[:1] if self.row_of is None else values_U[self.row_of]
 
+    def absent(self, site: Site, layer: int) -> tuple[int, ...]:
+        """The numbers of the distinct prefixes that have no virtual tokens in this layer."""
+        return tuple(number for number, prefix in enumerate(self.prefixes) if _at(prefix, site, layer) is None)
+
     def stacked(self, site: Site, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rows' virtual keys and values, left-padded, each ``[B or 1, K, P, H]`` in ``like``'s dtype."""
         keys, values = [], []
         for prefix in self.prefixes:
-            kv = prefix.sites[site][layer]
+            kv = _at(prefix, site, layer)
             k, v = (None, None) if kv is None else (kv.keys_PKH, kv.values_PKH)
             keys.append(self._padded(k, like))
             values.append(self._padded(v, like))
@@ -99,6 +103,11 @@ class Rows:
         return nn.functional.pad(x_PKH, (0, 0, 0, 0, missing, 0)) if missing else x_PKH
 
 
+def _at(prefix: KVPrefix, site: Site, layer: int) -> LayerKV | None:
+    layers = prefix.sites.get(site)
+    return None if layers is None else layers[layer]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Run:
     """What one forward of one model carries: its rows' prefixes and the positions of its text tokens.
@@ -110,25 +119,28 @@ class Run:
     rows: Rows | None = None
     positions_BT: Tensor | None = None
     seen: dict[nn.Module, Call] | None = None
-    masks: dict[tuple[int, int | None, int], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+    masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
-    def mask(self, text_mask: Tensor | None, window: int | None, query: Tensor, key: Tensor) -> Tensor | None:
+    def mask(
+        self, text_mask: Tensor | None, window: int | None, absent: tuple[int, ...], query: Tensor, key: Tensor
+    ) -> Tensor | None:
         """The mask over virtual and text columns, made once a forward for all layers that share it."""
-        memo = (id(text_mask), window, key.shape[2])
+        memo = (id(text_mask), window, absent, key.shape[2])
         if memo not in self.masks:
             # The text mask is kept beside the result, so that its id cannot be given to another tensor meanwhile.
-            self.masks[memo] = (text_mask, self._widened(text_mask, window, query, key))
+            virtual_BTP = self._visible(window, absent)
+            self.masks[memo] = (text_mask, self._widened(text_mask, virtual_BTP, query.shape[2], key.shape[2]))
         return self.masks[memo][1]
 
-    def _widened(self, text_mask: Tensor | None, window: int | None, query: Tensor, key: Tensor) -> Tensor | None:
+    def _widened(
+        self, text_mask: Tensor | None, virtual_BTP: Tensor, num_queries: int, num_columns: int
+    ) -> Tensor | None:
         assert self.rows is not None
-        num_queries, num_columns = query.shape[2], key.shape[2]
-        virtual_BTP = self._visible(window)
         if text_mask is None:
             if num_queries == 1 and self.rows.even and bool(virtual_BTP.all()):
                 return None
             # No mask means causal from the first column on, as in sdpa: a static cache has empty columns at the end.
-            ones = torch.ones(num_queries, num_columns, dtype=torch.bool, device=query.device)
+            ones = torch.ones(num_queries, num_columns, dtype=torch.bool, device=virtual_BTP.device)
             text_mask = (ones.tril() if num_queries > 1 else ones)[None, None]
         num_rows = max(text_mask.shape[0], virtual_BTP.shape[0])
         virtual = virtual_BTP[:, None].expand(num_rows, -1, num_queries, -1)
@@ -138,13 +150,15 @@ class Run:
         virtual = virtual.expand(-1, text_mask.shape[1], -1, -1)
         return torch.cat([virtual, text_mask.expand(num_rows, -1, -1, -1)], dim=-1)
 
-    def _visible(self, window: int | None) -> Tensor:
+    def _visible(self, window: int | None, absent: tuple[int, ...]) -> Tensor:
         """Which virtual tokens each query sees, ``[B or 1, T or 1, P]``; distance counts positions, never columns."""
         rows, positions_BT = self.rows, self.positions_BT
         assert rows is not None
         assert positions_BT is not None
+        length_U = rows.length_U.clone()
+        length_U[list(absent)] = 0
         from_text_P = torch.arange(-rows.longest, 0, device=positions_BT.device)
-        real_B1P = (from_text_P >= -rows.pick(rows.length_U)[:, None])[:, None, :]
+        real_B1P = (from_text_P >= -rows.pick(length_U)[:, None])[:, None, :]
         if window is None:
             return real_B1P
         at_BP = rows.pick(rows.start_U)[:, None] + from_text_P
@@ -178,7 +192,8 @@ def _attention(name: str) -> Callable[..., Any]:
             run.seen[module] = Call(key=key, value=value, window=kwargs.get("sliding_window"), causal=causal)
         if run.rows is not None and run.rows.longest:
             slot = run.slots[module]
-            attention_mask = run.mask(attention_mask, slot.window, query, key)
+            absent = run.rows.absent(slot.site, slot.layer)
+            attention_mask = run.mask(attention_mask, slot.window, absent, query, key)
             k_BKPH, v_BKPH = run.rows.stacked(slot.site, slot.layer, key)
             num_rows = key.shape[0]
             key = torch.cat([k_BKPH.expand(num_rows, -1, -1, -1), key], dim=2)

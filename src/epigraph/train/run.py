@@ -36,9 +36,10 @@ def run(
     ready: Prepared, folder: Path, *, report: Callable[[Mapping[str, Any]], None] = lambda _: None
 ) -> dict[str, Any]:
     """Train what ``ready`` describes and write ``folder``; returns the summary that is also written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "recipe.json", resolved(ready))
     method = make_method(ready)
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+    write_json(folder / "recipe.json", resolved(ready))
     lines = Lines(folder / "steps.jsonl")
 
     def record(entry: Mapping[str, Any]) -> None:
@@ -62,6 +63,14 @@ def run(
     finally:
         lines.close()
     return _finish(ready, method, outcome, folder)
+
+
+def _clear(folder: Path) -> None:
+    """Take an earlier run's files away: its scores beside this run's artifact would be a lie."""
+    for name in (ARTIFACT, "summary.json", "steps.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for record in (folder / "evaluations").glob("*.json"):
+        record.unlink()
 
 
 def resolved(ready: Prepared) -> dict[str, Any]:
