@@ -21,7 +21,10 @@ TRAIN = (
     "--model smollm2-135m --task e2e --method prefix-tuning --num-virtual-tokens 10 "
     "--limit 500 --steps 200 --batch-size 8"
 )
-SYSTEMS = {"text KV (default)": [], "random normal 0.5": ["--initial", "random"]}
+SYSTEMS = {
+    "text KV (default)": [],
+    "random normal 1.0": ["--initial", "random", "method.initial_std=1.0"],
+}
 
 
 def main() -> None:

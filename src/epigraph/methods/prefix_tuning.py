@@ -25,7 +25,8 @@ class PrefixTuningConfig(BaseModel):
     P' of P x k, an MLP from k to all keys and values; it gives no hidden layer, we take one of width k with tanh.
     ``mlp-code`` is the authors' code: P' as wide as the model's embeddings, one hidden layer of width k with tanh.
     ``initial``: ``text`` (the exact keys and values of ``initial_text``), ``document`` (of the first tokens of the file
-    ``initial_path``), ``random`` (normal, ``initial_std``), ``zero``, ``artifact`` (the file ``initial_path``), or
+    ``initial_path``), ``random`` (normal, ``initial_std``; the
+    authors' code draws it with 1 where it trains without the MLP), ``zero``, ``artifact`` (the file ``initial_path``), or
     ``default``: text for ``raw``, PyTorch's own random weights for the MLPs, as in the paper's full-data runs. An MLP
     with another initial value is fitted to it (MSE, Adam) before the task, as the authors do in low data.
     ``relative_lr``: a raw prefix learns in units of its first values' size, keys and values of each layer apart, since
@@ -41,7 +42,7 @@ class PrefixTuningConfig(BaseModel):
     initial: Initial = "default"
     initial_text: str | None = None
     initial_path: str | None = None
-    initial_std: Annotated[float, Field(gt=0, le=100)] = 0.5
+    initial_std: Annotated[float, Field(gt=0, le=100)] = 1.0
     fit_steps: Annotated[int, Field(ge=0, le=100_000)] = 500
     fit_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
     relative_lr: bool = True
