@@ -20,8 +20,8 @@ from epigraph.methods.prefix_tuning import PrefixTuningConfig
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 
-# Where no learning rate is given. mlp-code: the paper's own (Li & Liang 2021, table 6: 5e-5 to 8e-5) is for thousands
-# of steps; these are for a few hundred and were chosen on E2E development tables (docs/results.md).
+# Where no learning rate is given. The paper's own (Li & Liang 2021, table 6: 5e-5 to 8e-5) is for an MLP and thousands
+# of steps. raw: tried on 200 E2E development tables, docs/results.md. The MLPs': a first trial, not swept.
 DEFAULT_LR = {"raw": 2e-2, "mlp": 1e-3, "mlp-code": 1e-3}
 
 
