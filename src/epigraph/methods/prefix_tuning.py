@@ -24,11 +24,11 @@ class PrefixTuningConfig(BaseModel):
     ``parameterization``: ``raw`` trains the keys and values themselves. ``mlp`` is the paper's text (section 4.3):
     P' of P x k, an MLP from k to all keys and values; it gives no hidden layer, we take one of width k with tanh.
     ``mlp-code`` is the authors' code: P' as wide as the model's embeddings, one hidden layer of width k with tanh.
-    ``initial``: ``text`` (the exact keys and values of ``initial_text``), ``document`` (those of the first tokens of the
-    file ``initial_path``), ``random`` (normal with ``initial_std``, 1 in the authors' code without the MLP), ``zero``,
-    ``artifact`` (the file ``initial_path``), or ``default``: text for ``raw``, PyTorch's own random weights for the MLPs,
-    as in the paper's full-data runs. An MLP with another initial value is fitted to it (MSE, Adam) before the task, as
-    the authors do in low data.
+    ``initial``: ``text`` (the exact keys and values of ``initial_text``), ``document`` (those of the first tokens
+    of the file ``initial_path``), ``random`` (normal with ``initial_std``, 1 in the authors' code without the MLP),
+    ``zero``, ``artifact`` (the file ``initial_path``), or ``default``: text for ``raw``, PyTorch's own random
+    weights for the MLPs, as in the paper's full-data runs. An MLP with another initial value is fitted to it (MSE,
+    Adam) before the task, as the authors do in low data.
     ``relative_lr``: a raw prefix learns in units of its first values' size, keys and values of each layer apart, since
     in a real model these sizes differ fiftyfold; weight decay then pulls towards the first values.
     ``num_sink_tokens`` leading virtual tokens keep their first value (Cartridges, 2025).
