@@ -88,11 +88,13 @@ def _recipe(words: list[str], flags: Mapping[str, Any]) -> Any:
 def _run(ready: Prepared, out: Path, as_json: bool) -> None:
     from rich.progress import TextColumn
 
+    from epigraph.train.prepare import make_method
     from epigraph.train.run import run
 
+    method = make_method(ready)
     with show.progress(TextColumn("{task.fields[state]}")) as bar:
         job = bar.add_task("training", total=ready.steps, state="")
-        summary = run(ready, out, report=_follow(lambda **fields: bar.update(job, **fields)))
+        summary = run(ready, method, out, report=_follow(lambda **fields: bar.update(job, **fields)))
     if as_json:
         show.print_json(summary)
         return

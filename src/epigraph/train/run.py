@@ -16,7 +16,7 @@ from epigraph.frozen.model import public_name
 from epigraph.methods.base import Method
 from epigraph.train.evaluate import evaluate
 from epigraph.train.loop import Outcome, dev_loss, train
-from epigraph.train.prepare import Prepared, make_method
+from epigraph.train.prepare import Prepared
 from epigraph.train.record import Lines, machine, versions, write_json
 
 ARTIFACT = "artifact.safetensors"
@@ -33,10 +33,9 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 
 
 def run(
-    ready: Prepared, folder: Path, *, report: Callable[[Mapping[str, Any]], None] = lambda _: None
+    ready: Prepared, method: Method, folder: Path, *, report: Callable[[Mapping[str, Any]], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Train what ``ready`` describes and write ``folder``; returns the summary that is also written there."""
-    method = make_method(ready)
+    """Train ``method`` on what ``ready`` holds and write ``folder``; returns the summary, also written there."""
     folder.mkdir(parents=True, exist_ok=True)
     _clear(folder)
     write_json(folder / "recipe.json", resolved(ready))
