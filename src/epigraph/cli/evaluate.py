@@ -89,6 +89,8 @@ def _print(record: dict[str, Any]) -> None:
     for name, value in record["scores"].items():
         low, high = record["intervals"].get(name, (None, None))
         interval = "" if low is None else f"{low:.2f} to {high:.2f}"
-        rows.append((name, f"{value:.2f}", interval, record["variants"].get(name, "")))
+        rows.append((name, f"{value:.2f}", interval))
     title = f"{record['task']}, {record['split']}, {record['num_examples']} rows"
-    show.print_rows(title, ("metric", "score", "95 % interval", "variant"), rows)
+    show.print_rows(title, ("metric", "score", "95 % interval"), rows)
+    for name, variant in record["variants"].items():
+        typer.echo(f"{name}: {variant}")
