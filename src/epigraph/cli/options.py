@@ -11,11 +11,10 @@ if TYPE_CHECKING:
     from epigraph.contract import Decoding
     from epigraph.tuned import Tuned
 
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-
 
 def load_tuned(artifact: Path, *, model: str | None, precision: str, device: str, allow_base: str | None) -> Tuned:
     """The artifact behind its base model."""
+    from epigraph.train.prepare import DTYPES
     from epigraph.tuned import Tuned
 
     if precision not in DTYPES:

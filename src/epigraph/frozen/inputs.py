@@ -16,8 +16,6 @@ from transformers import PreTrainedTokenizerBase
 from epigraph.contract import TextContract
 from epigraph.errors import BadValue
 
-Side = str
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:

@@ -33,11 +33,6 @@ class Batch:
         )
 
     @property
-    def num_scored(self) -> int:
-        """Tokens that the loss counts."""
-        return int(self.scored_BT.sum())
-
-    @property
     def num_tokens(self) -> int:
         """Real tokens, padding left out."""
         return int(self.mask_BT.sum())

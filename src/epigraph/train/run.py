@@ -18,16 +18,16 @@ from epigraph.train.evaluate import evaluate
 from epigraph.train.loop import Outcome, dev_loss, train
 from epigraph.train.prepare import Prepared
 from epigraph.train.record import Lines, machine, versions, write_json
+from epigraph.virtual import KVPrefix
 
-ARTIFACT = "artifact.safetensors"
 # With no dev_every in the recipe, development scores are taken this many times.
 DEFAULT_DEV_SCORES = 5
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """Raise :class:`OutputExists` when ``folder`` holds a run that would be lost."""
-    if (folder / ARTIFACT).exists() and not overwrite:
-        raise OutputExists(f"{folder} already holds {ARTIFACT}; choose another --out, or pass --overwrite")
+    if (folder / artifact.FILE_NAME).exists() and not overwrite:
+        raise OutputExists(f"{folder} already holds {artifact.FILE_NAME}; choose another --out, or pass --overwrite")
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file, expected a folder to write to; choose another --out")
 
@@ -66,7 +66,7 @@ def run(
 
 def _clear(folder: Path) -> None:
     """Take an earlier run's files away: its scores beside this run's artifact would be a lie."""
-    for name in (ARTIFACT, "summary.json", "steps.jsonl", "report.html"):
+    for name in (artifact.FILE_NAME, "summary.json", "steps.jsonl", "report.html"):
         (folder / name).unlink(missing_ok=True)
     for record in (folder / "evaluations").glob("*.json"):
         record.unlink()
@@ -99,11 +99,11 @@ def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
     plan = ready.recipe.training
+    examples = [] if plan.dev_metric == "loss" else ready.task.load("dev")[: ready.recipe.data.dev_limit]
 
     def score(method: Method) -> dict[str, float]:
         values = {"loss": dev_loss(ready.frozen, ready.dev_rows, method)}
-        if plan.dev_metric != "loss":
-            examples = ready.task.load("dev")[: ready.recipe.data.dev_limit]
+        if examples:
             done = evaluate(ready.frozen, ready.codec, method.fold(), ready.task, examples)
             values |= done.scores.values
         return values
@@ -132,18 +132,18 @@ def _finish(ready: Prepared, method: Method, outcome: Outcome, folder: Path) -> 
         "versions": versions(),
         "machine": machine(),
     }
-    path = folder / ARTIFACT
-    summary["content_hash"] = artifact.save(_artifact(ready, method, summary), path)
+    path = folder / artifact.FILE_NAME
+    summary["content_hash"] = artifact.save(_artifact(ready, prefix, summary), path)
     summary["artifact_bytes"] = path.stat().st_size
     write_json(folder / "summary.json", summary)
     return summary
 
 
-def _artifact(ready: Prepared, method: Method, summary: Mapping[str, Any]) -> artifact.Artifact:
+def _artifact(ready: Prepared, prefix: KVPrefix, summary: Mapping[str, Any]) -> artifact.Artifact:
     recipe = _without_folders(resolved(ready))
     kept = ("steps", "kept_step", "dev", "seconds", "seed", "versions")
     return artifact.Artifact(
-        prefix=method.fold(),
+        prefix=prefix,
         geometry=ready.frozen.geometry,
         contract=ready.codec.contract,
         base_name=ready.frozen.name,
