@@ -39,12 +39,13 @@ class Slot:
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Call:
     """What the seam saw of one attention call: its own keys and values ``[B, K, C, H]`` (after any rotation), its
-    window in positions, and whether its first query was kept from the second column."""
+    window in positions, whether its first query was kept from the second column, and whether its scores are capped."""
 
     key: Tensor
     value: Tensor
     window: int | None
     causal: bool
+    capped: bool
 
 
 class Rows:
@@ -189,7 +190,8 @@ def _attention(name: str) -> Callable[..., Any]:
             )
         if run.seen is not None:
             causal = _is_causal(module, attention_mask, kwargs.get("is_causal"))
-            run.seen[module] = Call(key=key, value=value, window=kwargs.get("sliding_window"), causal=causal)
+            window, capped = kwargs.get("sliding_window"), kwargs.get("softcap") is not None
+            run.seen[module] = Call(key=key, value=value, window=window, causal=causal, capped=capped)
         if run.rows is not None and run.rows.longest:
             slot = run.slots[module]
             absent = run.rows.absent(slot.site, slot.layer)

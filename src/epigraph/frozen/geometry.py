@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from epigraph.errors import LostBinding, UnsupportedModel
-from epigraph.frozen.attention import ARGUMENT, Call, Run, Slot
+from epigraph.frozen.attention import ARGUMENT, Call, Run, Slot, seam_name
 from epigraph.virtual import Geometry, LayerGeometry, PositionKind
 
 
@@ -93,6 +93,9 @@ def _refuse_by_look(model: PreTrainedModel, call: Call) -> None:
         reason = "its attention is not causal, a token sees what follows it"
     elif call.key.shape != call.value.shape:
         reason = f"its keys are {call.key.shape[-1]} wide, its values {call.value.shape[-1]}"
+    elif call.capped and model.config._attn_implementation == seam_name("sdpa"):
+        # transformers up to 5.19 lets Gemma 2 attend by sdpa, which drops the cap and says nothing.
+        reason = "sdpa leaves out the cap on its attention scores, use attention_name='eager'"
     if reason is not None:
         raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
 
