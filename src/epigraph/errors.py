@@ -15,6 +15,7 @@ EpigraphError
     │   ├── UnknownFormat          a file of a kind that is not read
     │   ├── TooFewExamples         fewer examples than were asked for
     │   ├── CountMismatch          predictions and references are not the same number
+    │   ├── MetricUnavailable      a metric needs something that is not installed, or that failed
     │   └── TextTooLong            a row does not fit the model's positions
     ├── RecipeError
     │   ├── UnknownKey             a key that no recipe has; the nearest one is named
@@ -27,6 +28,11 @@ EpigraphError
     ├── GeometryMismatch           virtual tokens and model do not fit each other
     ├── OutputExists               a file or folder is in the way and would be lost
     ├── TrainingFailed             the loss stopped being a number
+├── RunError
+│   ├── NothingToResume        no checkpoint, or none that is whole
+│   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
+│   ├── RunInUse               another process writes to the same folder
+│   └── Interrupted            Ctrl-C or SIGTERM: the run stopped after a step, which is saved
     └── ArtifactError
         ├── NotAnArtifact          the file is something else (a pickle, a folder, a link, a model)
         ├── Truncated              the file ends before its tensors do, or goes on after them
@@ -46,7 +52,9 @@ class EpigraphError(Exception):
 
 
 class UserError(EpigraphError):
-    """The user can mend it; the message says how."""
+    """The user can mend it; the message says how. ``exit_code`` is what the command ends with."""
+
+    exit_code = 2
 
 
 class ModelError(UserError):
@@ -101,6 +109,10 @@ class CountMismatch(DataError):
     """Predictions and references are not the same number."""
 
 
+class MetricUnavailable(DataError):
+    """A metric needs something that is not installed, or that failed; other metrics are not touched."""
+
+
 class TextTooLong(DataError):
     """A row does not fit the model's positions."""
 
@@ -147,6 +159,31 @@ class OutputExists(UserError):
 
 class TrainingFailed(UserError):
     """The loss stopped being a number."""
+
+
+class RunError(UserError):
+    """About a run that is to go on, or was stopped."""
+
+
+class NothingToResume(RunError):
+    """No checkpoint, or none that is whole."""
+
+
+class ResumeMismatch(RunError):
+    """Recipe, model or data are not those of the run to go on with."""
+
+
+class RunInUse(RunError):
+    """Another process writes to the same folder."""
+
+
+class Interrupted(RunError):
+    """Ctrl-C or SIGTERM: the run stopped after a step, which is saved."""
+
+    def __init__(self, message: str, *, signal: int = 2) -> None:
+        super().__init__(message)
+        # As a shell reports a process that the signal ended.
+        self.exit_code = 128 + signal
 
 
 class ArtifactError(UserError):

@@ -37,17 +37,32 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command and exit."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(args=given or ["--help"], standalone_mode=False)
+        code = app(args=given or ["--help"], prog_name="epigraph", standalone_mode=False)
     except UserError as mistake:
-        _fail(str(mistake))
+        _fail(str(mistake), mistake.exit_code)
     except TyperException as mistake:
-        _fail(mistake.format_message())
+        _fail(_in_words(mistake))
     except Exit as done:
         sys.exit(done.exit_code)
     except (Abort, KeyboardInterrupt):
         _fail("interrupted", code=130)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_words(mistake: TyperException) -> str:
+    """A flag or an argument that does not fit: what was got, what was expected, and where all of them are listed."""
+    from pydantic import ValidationError
+
+    said, why = mistake.format_message().rstrip("."), mistake.__cause__
+    if isinstance(mistake, typer.BadParameter) and mistake.param is not None and isinstance(why, ValidationError):
+        wrong = why.errors()[0]
+        expected = wrong["msg"].removeprefix("Input should be ").partition(",")[0]
+        said = f"{max(mistake.param.opts, key=len)}: got {wrong['input']!r}, expected {expected}"
+    context = getattr(mistake, "ctx", None)  # usage errors have one; typer exports no class for them
+    if context is None:
+        return said
+    return f"{said}{' See' if said.endswith('?') else '; see'} `{context.command_path} --help`"
 
 
 def _fail(message: str, code: int = 2) -> None:

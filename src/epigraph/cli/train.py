@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,6 +39,9 @@ def train(
     out: Annotated[Path | None, Flag(help="Folder to write to.")] = None,
     device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
     dry_run: Annotated[bool, Flag("--dry-run", help="Check everything, say what a run costs, train nothing.")] = False,
+    resume: Annotated[
+        bool, Flag("--resume", help="Go on with the run in --out; without other words, with its own recipe.")
+    ] = False,
     overwrite: Annotated[bool, Flag("--overwrite", help="Write over a run that is already in --out.")] = False,
     as_json: Annotated[bool, Flag("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -59,20 +63,27 @@ def train(
         "training.seed": seed,
         "training.precision": precision,
     }
-    recipe = _recipe(words or [], {key: value for key, value in flags.items() if value is not None})
+    given = {key: value for key, value in flags.items() if value is not None}
     if out is None and not dry_run:
         raise BadValue("--out is missing; give the folder to write to (or --dry-run to see the cost first)")
+    if resume and (overwrite or dry_run):
+        raise BadValue(f"got --resume with {'--overwrite' if overwrite else '--dry-run'}, expected one of them")
+    if resume and not words and not given:
+        assert out is not None
+        recipe = _recipe_of(out)
+    else:
+        recipe = _recipe(words or [], given)
+    from epigraph.train.folder import check_output
     from epigraph.train.prepare import prepare
-    from epigraph.train.run import check_output
 
-    if out is not None and not dry_run:
+    if out is not None and not dry_run and not resume:
         check_output(out, overwrite=overwrite)
     ready = prepare(recipe, device=device)
     if dry_run:
         _dry_run(ready, as_json)
         return
     assert out is not None
-    _run(ready, out, as_json)
+    _run(ready, out, as_json, resume=resume)
 
 
 def _recipe(words: list[str], flags: Mapping[str, Any]) -> Any:
@@ -85,7 +96,15 @@ def _recipe(words: list[str], flags: Mapping[str, Any]) -> Any:
     return read_recipe(Path(files[0]) if files else None, changes)
 
 
-def _run(ready: Prepared, out: Path, as_json: bool) -> None:
+def _recipe_of(out: Path) -> Any:
+    """The recipe that the run in ``out`` was begun with."""
+    from epigraph.train.folder import RECIPE, read_json
+    from epigraph.train.recipe import check_recipe
+
+    return check_recipe(read_json(out, RECIPE).get("given", {}))
+
+
+def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:
     from rich.progress import TextColumn
 
     from epigraph.train.prepare import make_method
@@ -94,7 +113,14 @@ def _run(ready: Prepared, out: Path, as_json: bool) -> None:
     method = make_method(ready)
     with show.progress(TextColumn("{task.fields[state]}")) as bar:
         job = bar.add_task("training", total=ready.steps, state="")
-        summary = run(ready, method, out, report=_follow(lambda **fields: bar.update(job, **fields)))
+        summary = run(
+            ready,
+            method,
+            out,
+            resume=resume,
+            report=_follow(lambda **fields: bar.update(job, **fields)),
+            notice=lambda words: bar.console.print(f"epigraph: {words}", markup=False, highlight=False, soft_wrap=True),
+        )
     if as_json:
         show.print_json(summary)
         return
@@ -104,24 +130,29 @@ def _run(ready: Prepared, out: Path, as_json: bool) -> None:
             "artifact": out / "artifact.safetensors",
             "size": f"{show.size(summary['artifact_bytes'])}, {summary['num_virtual_tokens']} virtual tokens",
             "trained numbers": f"{summary['trained_numbers']:,} ({summary['stored_numbers']:,} stored)",
-            "steps": f"{summary['steps']} (kept: step {summary['kept_step']})",
+            "steps": f"{summary['steps']} (kept: step {summary['kept_step']}{_taken_up(summary)})",
             "development": ", ".join(f"{name} {value:.4g}" for name, value in summary["dev"].items()) or "none",
             "time": f"{summary['seconds']:.0f} s",
         },
     )
 
 
+def _taken_up(summary: Mapping[str, Any]) -> str:
+    steps = summary["resumed_at"]
+    return f"; resumed after step {', '.join(map(str, steps))}" if steps else ""
+
+
 def _follow(update: Callable[..., Any]) -> Callable[[Mapping[str, Any]], None]:
     """Turn training records into the words beside the bar; the loss shown is a moving average."""
-    loss, tokens = 0.0, 0
+    loss, tokens, start = 0.0, 0, time.perf_counter()
 
     def follow(record: Mapping[str, Any]) -> None:
         nonlocal loss, tokens
         if "loss" not in record:
             return
-        loss = record["loss"] if record["step"] == 1 else 0.9 * loss + 0.1 * record["loss"]
+        loss = 0.9 * loss + 0.1 * record["loss"] if tokens else record["loss"]
         tokens += record["tokens"]
-        rate = tokens / max(record["seconds"], 1e-9)
+        rate = tokens / max(time.perf_counter() - start, 1e-9)
         update(completed=record["step"], state=f"loss {loss:.3f}  lr {record['lr']:.1e}  {rate:,.0f} tokens/s")
 
     return follow

@@ -5,7 +5,6 @@ All text in the records is untrusted: the template escapes everything except the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from epigraph.errors import OutputExists
+from epigraph.files import write_whole
 from epigraph.report import words
 from epigraph.report.comparisons import comparisons
 from epigraph.report.curve import MAX_POINTS, Row, by_step, training_curve_svg
@@ -60,13 +60,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         raise OutputExists(f"{out} is a folder, expected the name of a file to write; try {out / 'report.html'}")
     page = render(read_run(folder))
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.unfinished")
-    try:
-        # A lone surrogate is valid in JSON and in no encoding.
-        unfinished.write_bytes(page.encode("utf-8", errors="replace"))
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # A lone surrogate is valid in JSON and in no encoding.
+    write_whole(out, [page.encode("utf-8", errors="replace")])
     return out
 
 

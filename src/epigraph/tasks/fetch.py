@@ -13,7 +13,6 @@ import io
 import json
 import os
 import re
-import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from epigraph.errors import ChecksumMismatch, DataNotFound, FetchFailed, TaskNotFound
+from epigraph.files import write_whole
 from epigraph.home import home
 
 E2E_COMMIT = "ab0d967dd5729ce455ef14ba9ffafc456a335264"
@@ -185,12 +185,5 @@ def _check(source: Source, data: bytes, rows: Sequence[Mapping[str, Any]]) -> No
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as part:
-        try:
-            # Time 0: the same rows are the same bytes, whenever they were fetched.
-            part.write(gzip.compress(text.encode("utf-8"), mtime=0))
-            part.close()
-            os.replace(part.name, file)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    # Time 0: the same rows are the same bytes, whenever they were fetched.
+    write_whole(file, [gzip.compress(text.encode("utf-8"), mtime=0)])

@@ -58,13 +58,17 @@ def epoch(lengths: Sequence[int], batch_size: int, generator: random.Random, *, 
     return batches
 
 
-def endless(rows: Sequence[Encoded], batch_size: int, seed: int, fill: int, *, buckets: bool) -> Iterator[Batch]:
-    """Batches, epoch after epoch, for ever."""
+def endless(
+    rows: Sequence[Encoded], batch_size: int, seed: int, fill: int, *, buckets: bool, skip: int = 0
+) -> Iterator[Batch]:
+    """Batches, epoch after epoch, for ever; from the one after the first ``skip`` on."""
     generator = random.Random(seed)
     lengths = [len(row.ids) for row in rows]
     while True:
-        for numbers in epoch(lengths, batch_size, generator, buckets=buckets):
+        batches = epoch(lengths, batch_size, generator, buckets=buckets)
+        for numbers in batches[skip:]:
             yield collate([rows[i] for i in numbers], fill)
+        skip = max(0, skip - len(batches))
 
 
 def in_order(rows: Sequence[Encoded], batch_size: int, fill: int) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +45,20 @@ def evaluate(
     examples: Sequence[Example],
     *,
     decoding: Decoding | None = None,
+    only: Collection[str] | None = None,
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Decode and score ``examples``; ``prefix`` None is the untouched model under the same text contract."""
+    """Decode and score ``examples``; ``prefix`` None is the untouched model under the same text contract.
+
+    ``only`` are the metrics to compute, None for all that the task has.
+    """
     decoding = decoding or codec.contract.decoding
     asked = [question(codec, example) for example in examples]
     new = generate(frozen, [x.ids for x in asked], prefix, decoding, batch_size=batch_size, advance=advance)
     predictions = tuple(codec.text(ids) for ids in new)
     return Evaluation(
-        scores=task.score(predictions, [x.references for x in examples]),
+        scores=task.score(predictions, examples, only),
         predictions=predictions,
         examples=tuple(examples),
         decoding=decoding,

@@ -1,6 +1,6 @@
-"""The training loop: steps, schedule, clipping, development scores, early stopping.
+"""The training loop: steps, schedule, clipping, development scores, early stopping, and taking a run up again.
 
-Knows a frozen model, a method and rows of ids; does not know tasks, recipes on disk or artifacts.
+Knows a frozen model, a method and rows of ids; does not know tasks, recipes on disk, checkpoints or artifacts.
 """
 
 from __future__ import annotations
@@ -8,26 +8,36 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from epigraph.errors import TrainingFailed
 from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import Method
 from epigraph.train.batches import Batch, endless, in_order
+from epigraph.train.best import Best
 from epigraph.train.loss import denominator, token_losses
 from epigraph.train.recipe import TrainingPart
+from epigraph.train.state import Position, State, gather, put_back
 
 Record = Mapping[str, Any]
 Score = Callable[[Method], Mapping[str, float]]
+
+
+class Saver(Protocol):
+    """Where the state of a run goes, and when."""
+
+    def is_due(self, step: int) -> bool:
+        """The state after ``step`` is wanted."""
+
+    def save(self, state: State) -> None:
+        """Keep it. May raise, to end the run here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,40 +62,44 @@ def train(
     lr: float,
     score: Score | None = None,
     report: Callable[[Record], None] = lambda _: None,
+    begin: State | None = None,
+    saver: Saver | None = None,
 ) -> Outcome:
     """Train ``method`` in place on ``rows``; the best development score's virtual tokens are kept.
 
     ``report`` gets one record a step (loss in nats a token or an example, learning rate, gradient norm, tokens,
-    seconds) and one a development score. Raises :class:`TrainingFailed` when the loss is no number any more.
+    seconds) and one a development score. From ``begin``, the run goes on as the one that saved it would have: on a
+    CPU bit for bit. Raises :class:`TrainingFailed` when the loss is no number any more.
     """
-    accelerator = Accelerator(cpu=frozen.device.type == "cpu")
-    optimizer = AdamW((x for x in method.parameters() if x.requires_grad), lr=lr, weight_decay=plan.weight_decay)
-    schedule = LambdaLR(optimizer, _factor(plan, steps))
-    method, optimizer = accelerator.prepare(method.to(frozen.device), optimizer)
     frozen.checkpoint_activations(plan.checkpoint_activations)
-    batches = endless(rows, plan.batch_size, plan.seed, fill_token(frozen.tokenizer), buckets=plan.buckets)
-    scored = max(1.0, sum(sum(row.scored[1:]) for row in rows) / len(rows))
-    keep = _Keeper(method, plan)
-    start, tokens, step = time.perf_counter(), 0, 0
-    for step in range(1, steps + 1):
-        record = _step(frozen, method, _window(batches, plan, frozen), plan, scored, accelerator, optimizer)
-        tokens += record["tokens"]
-        report({"step": step, **record, "lr": schedule.get_last_lr()[0], "seconds": time.perf_counter() - start})
-        schedule.step()
+    run = _Run(frozen, method, plan, rows)
+    if begin is not None:
+        put_back(begin, *run.parts)
+    at = begin.position if begin is not None else Position()
+    skip = at.step * plan.accumulation
+    batches = endless(rows, plan.batch_size, plan.seed, fill_token(frozen.tokenizer), buckets=plan.buckets, skip=skip)
+    start = time.perf_counter() - at.seconds
+    while at.step < steps and not run.best.is_enough:
+        step = at.step + 1
+        window = [batch.to(frozen.device) for batch in itertools.islice(batches, plan.accumulation)]
+        record = run.step(window, lr * _factor(plan, steps, step - 1))
+        report({"step": step, **record, "seconds": time.perf_counter() - start})
         if score is not None and (step == steps or (plan.dev_every and step % plan.dev_every == 0)):
-            values = score(method)
+            values = score(run.method)
             report({"step": step, "dev": dict(values), "seconds": time.perf_counter() - start})
-            if keep.is_enough(step, values):
-                break
-    keep.restore()
+            run.best.take(step, values)
+        at = run.position(step, at.tokens + record["tokens"], time.perf_counter() - start)
+        if saver is not None and saver.is_due(step):
+            saver.save(State(position=at, tensors=gather(*run.parts)))
+    run.best.restore()
     frozen.checkpoint_activations(False)
     return Outcome(
-        steps=step,
-        kept_step=keep.step or step,
-        kept_dev=keep.values,
-        stopped_early=step < steps,
+        steps=at.step,
+        kept_step=run.best.step or at.step,
+        kept_dev=run.best.values,
+        stopped_early=at.step < steps,
         seconds=time.perf_counter() - start,
-        tokens=tokens,
+        tokens=at.tokens,
     )
 
 
@@ -101,75 +115,62 @@ def dev_loss(frozen: FrozenModel, rows: Sequence[Encoded], method: Method, batch
     return total / max(count, 1)
 
 
-def _window(batches: Iterator[Batch], plan: TrainingPart, frozen: FrozenModel) -> list[Batch]:
-    return [batch.to(frozen.device) for batch in itertools.islice(batches, plan.accumulation)]
+class _Run:
+    """The moving parts of a run: the method, its optimiser, and the best development score so far."""
 
-
-def _step(
-    frozen: FrozenModel,
-    method: Method,
-    batches: Sequence[Batch],
-    plan: TrainingPart,
-    scored_per_row: float,
-    accelerator: Accelerator,
-    optimizer: Any,
-) -> dict[str, Any]:
-    method.train()
-    num_rows = sum(len(batch.ids_BT) for batch in batches)
-    divisor = denominator(num_rows, plan.reduction, scored_per_row)
-    total, count = 0.0, 0
-    for batch in batches:
-        losses_S = token_losses(frozen, batch, method())
-        accelerator.backward(losses_S.sum() / divisor)
-        total += losses_S.detach().sum().item()
-        count += losses_S.numel()
-    loss = total / (num_rows if plan.reduction == "example-sum" else max(count, 1))
-    if not math.isfinite(loss):
-        raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
-    norm = accelerator.clip_grad_norm_(method.parameters(), plan.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"loss": loss, "grad_norm": float(norm or 0.0), "tokens": sum(batch.num_tokens for batch in batches)}
-
-
-def _factor(plan: TrainingPart, steps: int) -> Callable[[int], float]:
-    def factor(step: int) -> float:
-        if step < plan.warmup_steps:
-            return (step + 1) / (plan.warmup_steps + 1)
-        done = (step - plan.warmup_steps) / max(1, steps - plan.warmup_steps)
-        match plan.schedule:
-            case "constant":
-                return 1.0
-            case "linear":
-                return max(0.0, 1.0 - done)
-            case "cosine":
-                return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-    return factor
-
-
-class _Keeper:
-    """Remembers the best development score's parameters, and how long ago it was."""
-
-    def __init__(self, method: Method, plan: TrainingPart) -> None:
-        self._method = method
+    def __init__(self, frozen: FrozenModel, method: Method, plan: TrainingPart, rows: Sequence[Encoded]) -> None:
+        self._frozen = frozen
         self._plan = plan
-        self._best: dict[str, Any] | None = None
-        self._since = 0
-        self.step = 0
-        self.values: Mapping[str, float] = {}
+        self._scored_per_row = max(1.0, sum(sum(row.scored[1:]) for row in rows) / len(rows))
+        self._accelerator = Accelerator(cpu=frozen.device.type == "cpu")
+        trained = [x for x in method.to(frozen.device).parameters() if x.requires_grad]
+        optimizer = AdamW(trained, weight_decay=plan.weight_decay)
+        self.method, self.optimizer = self._accelerator.prepare(method, optimizer)
+        self.best = Best(self.method, plan)
 
-    def is_enough(self, step: int, values: Mapping[str, float]) -> bool:
-        """Take a score in; True when patience has run out."""
-        metric = self._plan.dev_metric
-        sign = -1 if metric == "loss" else 1
-        if not self.values or sign * values[metric] > sign * self.values[metric]:
-            self._best, self.step, self.values, self._since = deepcopy(self._method.state_dict()), step, values, 0
-        else:
-            self._since += 1
-        return self._plan.patience is not None and self._since >= self._plan.patience
+    @property
+    def parts(self) -> tuple[Method, Any, Best, torch.device]:
+        """What :func:`gather` and :func:`put_back` take."""
+        return self.method, self.optimizer, self.best, self._frozen.device
 
-    def restore(self) -> None:
-        """Put the best parameters back."""
-        if self._best is not None:
-            self._method.load_state_dict(self._best)
+    def position(self, step: int, tokens: int, seconds: float) -> Position:
+        """Where the run is after ``step``."""
+        best = self.best
+        kept = {"kept_step": best.step, "kept_values": dict(best.values), "since": best.since}
+        return Position(step=step, tokens=tokens, seconds=seconds, **kept)
+
+    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, Any]:
+        """One optimiser step; its record."""
+        self.method.train()
+        num_rows = sum(len(batch.ids_BT) for batch in batches)
+        divisor = denominator(num_rows, self._plan.reduction, self._scored_per_row)
+        total, count = 0.0, 0
+        for batch in batches:
+            losses_S = token_losses(self._frozen, batch, self.method())
+            self._accelerator.backward(losses_S.sum() / divisor)
+            total += losses_S.detach().sum().item()
+            count += losses_S.numel()
+        loss = total / (num_rows if self._plan.reduction == "example-sum" else max(count, 1))
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
+        norm = self._accelerator.clip_grad_norm_(self.method.parameters(), self._plan.max_grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        tokens = sum(batch.num_tokens for batch in batches)
+        return {"loss": loss, "grad_norm": float(norm or 0.0), "tokens": tokens, "lr": lr}
+
+
+def _factor(plan: TrainingPart, steps: int, step: int) -> float:
+    """What the learning rate is multiplied by after ``step`` of ``steps``."""
+    if step < plan.warmup_steps:
+        return (step + 1) / (plan.warmup_steps + 1)
+    done = (step - plan.warmup_steps) / max(1, steps - plan.warmup_steps)
+    match plan.schedule:
+        case "constant":
+            return 1.0
+        case "linear":
+            return max(0.0, 1.0 - done)
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))

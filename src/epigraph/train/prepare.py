@@ -20,6 +20,7 @@ from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, draw_pairs, find, own_data
 from epigraph.train.evaluate import lesson
 from epigraph.train.recipe import Recipe
+from epigraph.train.tensorboard import board_class
 from epigraph.virtual import KVPrefix
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -53,6 +54,8 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
 
     Data come first: they are quick to read, and their mistakes are the likeliest.
     """
+    if recipe.training.tensorboard:
+        board_class()
     task = find_task(recipe)
     examples = task.load("train")
     pairs = draw_pairs(examples, recipe.data.limit, recipe.training.seed)

@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from epigraph.errors import BadValue, RecipeError, UnknownKey
 from epigraph.methods.prefix_tuning import PrefixTuningConfig
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+MAX_COUNT = (1 << 63) - 1
+MAX_SHOWN_CHARS = 80
+Positive = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 # Where no learning rate is given. The paper's own (Li & Liang 2021, table 6: 5e-5 to 8e-5) is for an MLP and thousands
 # of steps. raw: tried on 200 E2E development tables, docs/results.md. The MLPs': a first trial, not swept.
@@ -74,7 +76,7 @@ class TrainingPart(Part):
     """``[training]``: the loop."""
 
     steps: Positive | None = None
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e9)] | None = None
     batch_size: Positive = 8
     accumulation: Positive = 1
     lr: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -90,6 +92,8 @@ class TrainingPart(Part):
     dev_every: NonNegative | None = None
     dev_metric: str = "loss"
     patience: Positive | None = None
+    checkpoint_every: NonNegative | None = None
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainingPart:
@@ -129,11 +133,12 @@ def read_recipe(path: Path | None, changes: Mapping[str, Any]) -> Recipe:
     tables: dict[str, Any] = {}
     if path is not None:
         try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+            tables = _toml(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise BadValue(f"no recipe at {path}; give the path of a TOML file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as wrong:
-            raise BadValue(f"{path} is not a readable TOML file: {wrong}") from None
+            raise BadValue(f"no recipe at {_key(str(path), 500)}; give the path of a TOML file") from None
+        except (OSError, ValueError) as wrong:
+            why = _key((isinstance(wrong, OSError) and wrong.strerror) or str(wrong), 500)
+            raise BadValue(f"{_key(str(path), 500)} is not a readable TOML file: {why}") from None
     for key, value in changes.items():
         _put(tables, key, value)
     return check_recipe(tables)
@@ -145,10 +150,10 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise BadValue(f"got {pair!r}, expected key=value, for example training.lr=1e-3")
+            raise BadValue(f"got {pair[:MAX_SHOWN_CHARS]!r}, expected key=value, for example training.lr=1e-3")
         try:
-            changes[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            changes[key] = _toml(f"value = {text}")["value"]
+        except ValueError:
             changes[key] = text
     return changes
 
@@ -161,19 +166,26 @@ def check_recipe(tables: Mapping[str, Any]) -> Recipe:
         raise _one_line(wrong.errors()[0]) from None
 
 
+def _toml(text: str) -> dict[str, Any]:
+    """Raises ValueError, and nothing else, for what is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def _put(tables: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     table = tables
     for number, name in enumerate(parents):
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            raise BadValue(f"{'.'.join(parents[: number + 1])} is not a table, so {dotted} cannot be set")
+            raise BadValue(f"{_key('.'.join(parents[: number + 1]))} is not a table, so {_key(dotted)} cannot be set")
     table[last] = value
 
 
 def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
-    key = ".".join(str(x) for x in mistake["loc"])
-    key = key if key.isprintable() else repr(key)
+    key = _key(".".join(str(x) for x in mistake["loc"]))
     if mistake["type"] == "extra_forbidden":
         names = [*TABLES, *known_keys()]
         near = difflib.get_close_matches(key, names, n=1) or [x for x in names if x.endswith("." + key)]
@@ -181,11 +193,26 @@ def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
         return UnknownKey(f"unknown key {key}; {hint}")
     if mistake["type"] == "missing":
         return BadValue(f"{key} is missing; {'give --task NAME or --data FILE' if key == 'data' else 'set it'}")
-    got = json.dumps(mistake["input"], default=str)
+    got = _shown(mistake["input"])
     where = f"{key}: " if key else ""
     if mistake["type"] == "value_error":
         return BadValue(f"{where}{str(mistake['msg']).removeprefix('Value error, ')}")
     return BadValue(f"{where}got {got}, expected: {mistake['msg'].removeprefix('Input should be ')}")
+
+
+def _key(text: str, most: int = MAX_SHOWN_CHARS) -> str:
+    """``text`` as it is, or in quotes where it cannot be printed; cut where it is long."""
+    cut = text if len(text) <= most else text[:most] + "..."
+    return cut if cut.isprintable() else repr(cut)
+
+
+def _shown(value: object) -> str:
+    """``value`` as JSON, cut where it is long; what JSON cannot hold, by the name of its type."""
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
 
 
 def known_keys() -> list[str]:

@@ -1,55 +1,95 @@
 """One training run, from a recipe to a folder: artifact, records, summary. What `epigraph train` does.
 
-The folder holds artifact.safetensors, recipe.json, steps.jsonl, summary.json; the artifact appears last, whole.
+The folder holds recipe.json, steps.jsonl, checkpoints while it runs, then artifact.safetensors and summary.json.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from epigraph import artifact
-from epigraph.errors import OutputExists
+from epigraph.errors import MetricUnavailable
+from epigraph.files import clear_unfinished
 from epigraph.frozen.model import public_name
 from epigraph.methods.base import Method
+from epigraph.tasks.base import Scores
+from epigraph.train import checkpoint
+from epigraph.train.checkpoint import Checkpoints
 from epigraph.train.evaluate import evaluate
+from epigraph.train.folder import RECIPE, STEPS, SUMMARY, TENSORBOARD, alone, check_same, clear, is_complete, read_json
 from epigraph.train.loop import Outcome, dev_loss, train
 from epigraph.train.prepare import Prepared
 from epigraph.train.record import Lines, machine, versions, write_json
+from epigraph.train.state import State
+from epigraph.train.stop import Stop, on_signals
+from epigraph.train.tensorboard import Board
 from epigraph.virtual import KVPrefix
 
 # With no dev_every in the recipe, development scores are taken this many times.
 DEFAULT_DEV_SCORES = 5
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Raise :class:`OutputExists` when ``folder`` holds a run that would be lost."""
-    if (folder / artifact.FILE_NAME).exists() and not overwrite:
-        raise OutputExists(f"{folder} already holds {artifact.FILE_NAME}; choose another --out, or pass --overwrite")
-    if folder.exists() and not folder.is_dir():
-        raise OutputExists(f"{folder} is a file, expected a folder to write to; choose another --out")
-
-
 def run(
-    ready: Prepared, method: Method, folder: Path, *, report: Callable[[Mapping[str, Any]], None] = lambda _: None
+    ready: Prepared,
+    method: Method,
+    folder: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Train ``method`` on what ``ready`` holds and write ``folder``; returns the summary, also written there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
-    write_json(folder / "recipe.json", resolved(ready))
-    lines = Lines(folder / "steps.jsonl")
+    """Train ``method`` on what ``ready`` holds and write ``folder``; returns the summary, also written there.
 
-    def record(entry: Mapping[str, Any]) -> None:
-        lines.write(entry)
-        report(entry)
+    With ``resume`` the run in ``folder`` goes on from its last checkpoint, and its result is that of a run that never
+    stopped. With nothing there it begins; a complete run is left as it is. ``notice`` hears of Ctrl-C and SIGTERM.
+    Raises :class:`ResumeMismatch`, :class:`NothingToResume`, :class:`RunInUse`, :class:`CannotWrite`, and
+    :class:`Interrupted` once a run that was asked to stop is saved.
+    """
+    with alone(folder):
+        if resume and ((folder / RECIPE).exists() or checkpoint.has_any(folder)):
+            check_same(folder, identity(ready))
+            if is_complete(folder):
+                return read_json(folder, SUMMARY)
+        begin = checkpoint.latest(folder) if resume else None
+        if begin is None:
+            clear(folder)
+            write_json(folder / RECIPE, identity(ready))
+        clear_unfinished(folder)
+        resumed_at = () if begin is None else (*begin.resumed_at, begin.state.position.step)
+        outcome = _train(ready, method, folder, begin.state if begin else None, resumed_at, report, notice)
+        summary = _finish(ready, method, outcome, resumed_at, folder)
+        checkpoint.clear(folder)
+    return summary
 
+
+def _train(
+    ready: Prepared,
+    method: Method,
+    folder: Path,
+    begin: State | None,
+    resumed_at: tuple[int, ...],
+    report: Callable[[Mapping[str, Any]], None],
+    notice: Callable[[str], None],
+) -> Outcome:
     plan = ready.recipe.training
     if plan.dev_every is None:
         plan = plan.model_copy(update={"dev_every": max(1, ready.steps // DEFAULT_DEV_SCORES)})
-    try:
-        outcome = train(
+    saves = plan.checkpoint_every != 0
+    with (
+        _records(folder, resumed_at[-1] if resumed_at else 0, board=plan.tensorboard) as write,
+        on_signals(notice) if saves else contextlib.nullcontext(Stop()) as stop,
+    ):
+        saver = Checkpoints(folder, every=plan.checkpoint_every, steps=ready.steps, stop=stop, resumed_at=resumed_at)
+
+        def record(entry: Mapping[str, Any]) -> None:
+            write(entry)
+            report(entry)
+
+        return train(
             ready.frozen,
             method,
             ready.rows,
@@ -58,18 +98,36 @@ def run(
             lr=ready.recipe.lr,
             score=_dev_score(ready) if ready.dev_rows and plan.dev_every else None,
             report=record,
+            begin=begin,
+            saver=saver if saves else None,
         )
-    finally:
-        lines.close()
-    return _finish(ready, method, outcome, folder)
 
 
-def _clear(folder: Path) -> None:
-    """Take an earlier run's files away: its scores beside this run's artifact would be a lie."""
-    for name in (artifact.FILE_NAME, "summary.json", "steps.jsonl", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    for record in (folder / "evaluations").glob("*.json"):
-        record.unlink()
+@contextlib.contextmanager
+def _records(folder: Path, resumed_at: int, *, board: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What takes records: the folder's own lines, and TensorBoard's events where they are wanted."""
+    with contextlib.ExitStack() as stack:
+        sinks: list[Lines | Board] = [
+            stack.enter_context(contextlib.closing(Lines(folder / STEPS, resumed_at=resumed_at)))
+        ]
+        if board:
+            sinks.append(stack.enter_context(contextlib.closing(Board(folder / TENSORBOARD, resumed_at=resumed_at))))
+
+        def write(record: Mapping[str, Any]) -> None:
+            for sink in sinks:
+                sink.write(record)
+
+        yield write
+
+
+def identity(ready: Prepared) -> dict[str, Any]:
+    """What ``recipe.json`` holds: all that decides the result, and the recipe as it was ``given``."""
+    inputs = {
+        "base": ready.frozen.fingerprint,
+        "tokenizer": ready.frozen.tokenizer_fingerprint,
+        "data": ready.data_hashes,
+    }
+    return {**resolved(ready), "inputs": inputs, "given": ready.recipe.model_dump(mode="json")}
 
 
 def resolved(ready: Prepared) -> dict[str, Any]:
@@ -98,20 +156,34 @@ def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
-    plan = ready.recipe.training
-    examples = [] if plan.dev_metric == "loss" else ready.task.load("dev")[: ready.recipe.data.dev_limit]
+    metric = ready.recipe.training.dev_metric
+    examples = [] if metric == "loss" else ready.task.load("dev")[: ready.recipe.data.dev_limit]
+
+    def value(scores: Scores) -> dict[str, float]:
+        if metric in scores.missing:
+            raise MetricUnavailable(
+                f"training.dev_metric: {metric} cannot be computed here: {scores.missing[metric]}; "
+                "or choose by another metric"
+            )
+        return {metric: scores.values[metric]}
 
     def score(method: Method) -> dict[str, float]:
         values = {"loss": dev_loss(ready.frozen, ready.dev_rows, method)}
         if examples:
-            done = evaluate(ready.frozen, ready.codec, method.fold(), ready.task, examples)
-            values |= done.scores.values
+            prefix = method.fold()
+            done = evaluate(ready.frozen, ready.codec, prefix, ready.task, examples, only=(metric,))
+            values |= value(done.scores)
         return values
 
+    if examples:
+        # Java that is not there is better known before the first step than after the first part of the training.
+        value(ready.task.score([examples[0].references[0]], examples[:1], (metric,)))
     return score
 
 
-def _finish(ready: Prepared, method: Method, outcome: Outcome, folder: Path) -> dict[str, Any]:
+def _finish(
+    ready: Prepared, method: Method, outcome: Outcome, resumed_at: tuple[int, ...], folder: Path
+) -> dict[str, Any]:
     prefix = method.fold()
     summary: dict[str, Any] = {
         "model": ready.frozen.name,
@@ -128,6 +200,7 @@ def _finish(ready: Prepared, method: Method, outcome: Outcome, folder: Path) -> 
         "stopped_early": outcome.stopped_early,
         "tokens": outcome.tokens,
         "seconds": outcome.seconds,
+        "resumed_at": list(resumed_at),
         "seed": ready.recipe.training.seed,
         "versions": versions(),
         "machine": machine(),
@@ -135,7 +208,7 @@ def _finish(ready: Prepared, method: Method, outcome: Outcome, folder: Path) -> 
     path = folder / artifact.FILE_NAME
     summary["content_hash"] = artifact.save(_artifact(ready, prefix, summary), path)
     summary["artifact_bytes"] = path.stat().st_size
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY, summary)
     return summary
 
 

@@ -1,0 +1,49 @@
+"""Files that appear whole or not at all, and what killed processes left beside them. It knows bytes and folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+Bytes = bytes | bytearray | memoryview
+
+_UNFINISHED = ".tmp"
+
+
+def write_whole(path: Path, pieces: Iterable[Bytes]) -> None:
+    """Write ``pieces`` to ``path`` in one step: under a temporary name in the same folder, synced, then moved.
+
+    A file at ``path`` is replaced; on any error it is left as it was and nothing new stays behind. A process killed on
+    the way leaves a hidden file that :func:`clear_unfinished` takes away. Raises :class:`OSError`.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
+    try:
+        # Opened by hand rather than by tempfile, so that the file gets the permissions the user's umask gives.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The file is whole by now: a folder that cannot be synced only means that a power cut may undo its new name.
+    with contextlib.suppress(OSError):
+        _sync_folder(path.parent)
+
+
+def clear_unfinished(folder: Path) -> None:
+    """Take away what processes that were killed inside :func:`write_whole` left in ``folder``."""
+    for file in folder.glob(f".*{_UNFINISHED}"):
+        file.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
