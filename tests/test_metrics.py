@@ -16,8 +16,10 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from epigraph.errors import CountMismatch, TooFewExamples
+from epigraph.tasks.base import Example
+from epigraph.tasks.bootstrap import BOOTSTRAP_SEED, NUM_RESAMPLES
 from epigraph.tasks.catalogue import find
-from epigraph.tasks.metrics import BOOTSTRAP_SEED, NUM_RESAMPLES, bleu_e2e, score_generation
+from epigraph.tasks.metrics import bleu_e2e, score_generation, score_texts
 
 SYSTEM = ["The Vaults is a cheap pub near Café Adriatic.", "Alimentum, in the city centre, is not family-friendly."]
 GOLD = [
@@ -165,6 +167,21 @@ def test_intervals_equal_scoring_every_resample_again() -> None:
 
 def test_the_same_texts_have_the_same_scores() -> None:
     assert score_generation(SYSTEM, GOLD) == score_generation(list(SYSTEM), [tuple(x) for x in GOLD])
+
+
+def test_only_what_is_wanted_is_computed_and_is_the_same() -> None:
+    everything = score_generation(SYSTEM, GOLD)
+    for name, value in everything.values.items():
+        one = score_generation(SYSTEM, GOLD, only={name, "nist"})
+        assert (one.values, one.missing) == ({name: value}, {})
+        assert set(one.variants) == {name}
+        assert set(one.intervals) == {name} & set(everything.intervals)
+
+
+def test_examples_are_scored_by_their_references() -> None:
+    examples = [Example(source="", references=tuple(x)) for x in GOLD]
+    assert score_texts(SYSTEM, examples) == score_generation(SYSTEM, GOLD)
+    assert score_texts(SYSTEM, examples, ["bleu"]).values == {"bleu": bleu_e2e(SYSTEM, GOLD)}
 
 
 def test_rows_that_do_not_pair_up_are_refused() -> None:

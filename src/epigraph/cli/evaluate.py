@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.options import changed_decoding, load_tuned
+from epigraph.cli.options import changed_decoding, check_positive, load_tuned
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -31,6 +31,7 @@ def evaluate(
     as_json: Annotated[bool, Flag("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Decode a split and score it."""
+    check_positive(limit=limit, batch_size=batch_size)
     examples, chosen = _examples(artifact, task, data, split, limit)
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
     decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
@@ -64,8 +65,8 @@ def _examples(artifact: Path, task: str | None, data: Path | None, split: str, l
     from epigraph.tasks.catalogue import own_data
 
     if data is not None:
+        _check_alone(task, split)
         chosen = own_data(data, None, data, data.stem)
-        split = "test"
     else:
         trained_on = load(find(artifact)).provenance.get("data", {}).get("task")
         if task is None and trained_on is None:
@@ -74,6 +75,14 @@ def _examples(artifact: Path, task: str | None, data: Path | None, split: str, l
             )
         chosen = find_task(task or str(trained_on))
     return chosen.load(split)[:limit], chosen
+
+
+def _check_alone(task: str | None, split: str) -> None:
+    """``--data`` says all there is to say of the rows."""
+    if task is not None:
+        raise BadValue("got both --data and --task, expected one of them")
+    if split != "test":
+        raise BadValue(f"got --split {split} with --data, expected no --split: all rows of the file are evaluated")
 
 
 def _keep(artifact: Path, name: str, record: dict[str, Any]) -> None:
@@ -92,5 +101,8 @@ def _print(record: dict[str, Any]) -> None:
         rows.append((name, f"{value:.2f}", interval))
     title = f"{record['task']}, {record['split']}, {record['num_examples']} rows"
     show.print_rows(title, ("metric", "score", "95 % interval"), rows)
+    for reason in dict.fromkeys(record["missing"].values()):
+        names = ", ".join(name for name, why in record["missing"].items() if why == reason)
+        typer.echo(f"not computed: {names}: {reason}")
     for name, variant in record["variants"].items():
         typer.echo(f"{name}: {variant}")

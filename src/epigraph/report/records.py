@@ -54,13 +54,15 @@ class ExampleRecord(Record):
 
 
 class Evaluation(Record):
-    """One system scored on one split; ``intervals`` are (low, high), ``variants`` say what exactly was computed."""
+    """One system scored on one split; ``intervals`` are (low, high), ``variants`` say what exactly was
+    computed, ``missing`` why a metric was not."""
 
     name: str
     split: str = "test"
     scores: dict[MetricName, Finite]
     intervals: dict[MetricName, tuple[Finite, Finite]] = {}
     variants: dict[str, str] = {}
+    missing: dict[str, str] = {}
     num_examples: Count
     decoding: dict[str, Any] = {}
     examples: tuple[ExampleRecord, ...] = ()

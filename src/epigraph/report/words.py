@@ -14,9 +14,11 @@ METRICS = {
     "meteor": "METEOR",
     "chrf": "chrF",
     "cider": "CIDEr",
+    "rouge_l": "ROUGE-L",
+    "ser": "SER",
     "f1": "F1",
 }
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter", "ser", "ser_missing", "ser_wrong", "ser_added"})
 
 
 def count(value: int) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from epigraph.errors import TaskNotFound
 
@@ -31,13 +31,15 @@ class Scores:
     """Scores of one system on one test set.
 
     ``values`` maps a metric to its value, ``intervals`` to its bootstrap interval (low, high), ``variants`` to the
-    exact variant that was computed, in words.
+    exact variant that was computed, in words; ``missing`` maps a metric that could not be computed to the reason and
+    what to do. A metric that was asked for is in ``values`` or in ``missing``.
     """
 
     values: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     variants: Mapping[str, str]
     num_examples: int
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record: ``{"scores": {...}, "intervals": {...}, "variants": {...}, ...}``."""
@@ -45,12 +47,21 @@ class Scores:
             "scores": dict(self.values),
             "intervals": {name: list(pair) for name, pair in self.intervals.items()},
             "variants": dict(self.variants),
+            "missing": dict(self.missing),
             "num_examples": self.num_examples,
         }
 
 
 Loader = Callable[[], list[Example]]
-Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]
+
+
+class Scorer(Protocol):
+    """What scores a task's predictions."""
+
+    def __call__(
+        self, predictions: Sequence[str], examples: Sequence[Example], only: Collection[str] | None = None
+    ) -> Scores:
+        """Scores of ``predictions``, one an example; ``only`` these metrics, None for all the task has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

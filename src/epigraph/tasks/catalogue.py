@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from epigraph.errors import BadRows, BadValue, TaskNotFound, TooFewExamples
 from epigraph.tasks.base import Example, Task
-from epigraph.tasks.metrics import score_generation
+from epigraph.tasks.metrics import score_texts
 from epigraph.tasks.rows import read_rows
 from epigraph.tasks.table_to_text import cards, e2e
 
@@ -48,7 +48,7 @@ def own_data(train: Path, dev: Path | None, test: Path | None, name: str) -> Tas
         summary=f"your own {'conversations' if is_chat else 'rows'} from {train}",
         instruction="Write the text that belongs to the input.",
         splits={split: partial(list, examples) for split, examples in rows.items()},
-        score=score_generation,
+        score=score_texts,
         is_chat=is_chat,
         files={split: str(path) for split, path in files.items()},
     )

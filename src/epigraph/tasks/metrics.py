@@ -18,21 +18,17 @@ Tokenisation is sacrebleu's ``13a``. Where sacrebleu's own BLEU differs, this fo
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import sacrebleu
-from numpy.typing import NDArray
-from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from epigraph.errors import CountMismatch, TooFewExamples
-from epigraph.tasks.base import Scores
+from epigraph.tasks.base import Example, Scores
+from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, estimate
+from epigraph.tasks.ngrams import TOKENISER, clipped_matches, tokens_13a
 
-NUM_RESAMPLES = 1_000
-BOOTSTRAP_SEED = 12_345
 MAX_NGRAM = 4
 
 _FEWEST_MATCHES = 1e-15
@@ -40,45 +36,54 @@ _FEWEST_NGRAMS = 1e-9
 # Columns of a row of BLEU statistics: reference length, matches of order 1 to 4, n-grams of order 1 to 4.
 _MATCHES = slice(1, 1 + MAX_NGRAM)
 _NGRAMS = slice(1 + MAX_NGRAM, 1 + 2 * MAX_NGRAM)
-_BLEU_WIDTH = 1 + 2 * MAX_NGRAM
+_VARIANTS = {
+    "bleu": (
+        "E2E challenge variant (measure_scores.py -p, mteval-v13a): document level, case-insensitive, orders 1 to "
+        f"{MAX_NGRAM}, any number of references, nearest reference length (shorter on ties), no smoothing but "
+        f"1e-15 for no match; {TOKENISER}; {INTERVAL_VARIANT}"
+    ),
+    "exact_match": f"percentage of predictions that are a reference, outer blanks apart, case kept; {INTERVAL_VARIANT}",
+    "mean_length_words": f"mean number of words between blanks; {INTERVAL_VARIANT}",
+}
 
-Floats = NDArray[np.float64]
+
+def score_texts(predictions: Sequence[str], examples: Sequence[Example], only: Collection[str] | None = None) -> Scores:
+    """The scorer of a task that has texts and nothing else: :func:`score_generation` with the examples' references."""
+    return score_generation(predictions, [x.references for x in examples], only)
 
 
-def score_generation(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+def score_generation(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], only: Collection[str] | None = None
+) -> Scores:
     """Scores of ``predictions``, one a row, against the ``references`` of each row (one or more, any number).
 
     ``bleu``, ``chrf`` and ``exact_match`` go from 0 to 100; ``mean_length_words`` counts words between blanks. All
-    but ``chrf`` have a 95 % bootstrap interval. Raises :class:`CountMismatch` where rows do not pair up or a row has
-    no reference, and :class:`TooFewExamples` for no rows at all.
+    but ``chrf`` have a 95 % bootstrap interval. ``only`` these of them; None for all. Raises :class:`CountMismatch`
+    where rows do not pair up or a row has no reference, and :class:`TooFewExamples` for no rows at all.
     """
-    _check(predictions, references)
+    check_rows(predictions, references)
     predictions = [x.strip() for x in predictions]
     references = [[x.strip() for x in row] for row in references]
-    exact = [100.0 * (text in row) for text, row in zip(predictions, references, strict=True)]
-    words = [len(text.split()) for text in predictions]
-    ones = np.ones(len(predictions))
-    statistics = np.column_stack([_bleu_statistics(predictions, references), exact, words, ones])
-    values = {name: float(x) for name, x in _finish(statistics.sum(axis=0)).items()}
-    spread = _finish(_resampled_totals(statistics))
-    intervals = {name: tuple(np.percentile(x, [2.5, 97.5]).tolist()) for name, x in spread.items()}
-    chrf, chrf_variant = _chrf(predictions, references)
-    return Scores(
-        values=values | {"chrf": chrf},
-        intervals=intervals,
-        variants=_variants() | {"chrf": chrf_variant},
-        num_examples=len(predictions),
-    )
+    values: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    variants = {name: text for name, text in _VARIANTS.items() if only is None or name in only}
+    for name in variants:
+        statistics, finish = _SUMMED[name]
+        values[name], intervals[name] = estimate(statistics(predictions, references), finish)
+    if only is None or "chrf" in only:
+        values["chrf"], variants["chrf"] = _chrf(predictions, references)
+    return Scores(values=values, intervals=intervals, variants=variants, num_examples=len(predictions))
 
 
 def bleu_e2e(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU alone, 0 to 100; takes and raises the same as :func:`score_generation`."""
-    _check(predictions, references)
+    check_rows(predictions, references)
     statistics = _bleu_statistics([x.strip() for x in predictions], [[x.strip() for x in row] for row in references])
     return float(_bleu(statistics.sum(axis=0)))
 
 
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def check_rows(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise :class:`CountMismatch` or :class:`TooFewExamples` unless each prediction has a row of references."""
     if len(predictions) != len(references):
         raise CountMismatch(
             f"got {len(predictions)} predictions for {len(references)} rows of references, expected one a row"
@@ -94,31 +99,13 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
 
 def _bleu_statistics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
     """What BLEU is computed from, one row ``[1 + 4 + 4]`` a prediction; document level is the sum of the rows."""
-    tokenize = BLEU(tokenize="13a").tokenizer
-
-    def tokens(text: str) -> list[str]:
-        return [x.lower() for x in tokenize(text).split(" ")]
-
     rows = []
-    for prediction, texts in zip(predictions, references, strict=True):
-        have = tokens(prediction)
-        wanted = [tokens(x) for x in texts]
+    for have, texts in zip(tokens_13a(predictions), references, strict=True):
+        wanted = tokens_13a(texts)
         nearest = min((len(x) for x in wanted), key=lambda length: (abs(length - len(have)), length))
-        matches = [_clipped_matches(n, have, wanted) for n in range(1, MAX_NGRAM + 1)]
+        matches = [clipped_matches(n, have, wanted).total() for n in range(1, MAX_NGRAM + 1)]
         rows.append([nearest, *matches, *(len(have) - n for n in range(MAX_NGRAM))])
     return np.array(rows, dtype=np.float64)
-
-
-def _clipped_matches(n: int, have: list[str], wanted: list[list[str]]) -> int:
-    counts = _ngrams(n, have)
-    most: Counter[tuple[str, ...]] = Counter()
-    for tokens in wanted:
-        most |= _ngrams(n, tokens)
-    return (counts & most).total()
-
-
-def _ngrams(n: int, tokens: list[str]) -> Counter[tuple[str, ...]]:
-    return Counter(zip(*(tokens[start:] for start in range(n)), strict=False))
 
 
 def _bleu(totals: Floats) -> Floats:
@@ -129,19 +116,26 @@ def _bleu(totals: Floats) -> Floats:
     return np.asarray(100.0 * brevity * np.exp(np.log(matches / ngrams).mean(axis=-1)))
 
 
-def _finish(totals: Floats) -> dict[str, Floats]:
-    """Every metric of summed statistics ``[..., 12]``: those of BLEU, then exact matches, words and rows."""
-    exact, words, rows = totals[..., _BLEU_WIDTH], totals[..., _BLEU_WIDTH + 1], totals[..., _BLEU_WIDTH + 2]
-    bleu = _bleu(totals[..., :_BLEU_WIDTH])
-    return {"bleu": bleu, "exact_match": exact / rows, "mean_length_words": words / rows}
+def _exact(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+    """Exact matches times 100 and a one, ``[rows, 2]``."""
+    return np.array([[100.0 * (text in row), 1.0] for text, row in zip(predictions, references, strict=True)])
 
 
-def _resampled_totals(statistics: Floats) -> Floats:
-    """Sums over rows drawn with replacement, ``[1000, statistics]``."""
-    num_rows = len(statistics)
-    random = np.random.default_rng(BOOTSTRAP_SEED)
-    draws = (random.integers(num_rows, size=num_rows) for _ in range(NUM_RESAMPLES))
-    return np.stack([np.bincount(draw, minlength=num_rows) @ statistics for draw in draws])
+def _words(predictions: Sequence[str], _: Sequence[Sequence[str]]) -> Floats:
+    """Words between blanks and a one, ``[rows, 2]``."""
+    return np.array([[len(text.split()), 1.0] for text in predictions])
+
+
+def _mean(totals: Floats) -> Floats:
+    return np.asarray(totals[..., 0] / totals[..., 1])
+
+
+# Each metric's row statistics, and the metric of their sums.
+_SUMMED: Mapping[str, tuple[Callable[[Sequence[str], Sequence[Sequence[str]]], Floats], Callable[[Floats], Floats]]] = {
+    "bleu": (_bleu_statistics, _bleu),
+    "exact_match": (_exact, _mean),
+    "mean_length_words": (_words, _mean),
+}
 
 
 def _chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
@@ -153,16 +147,3 @@ def _chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     ]
     value = float(metric.corpus_score(predictions, streams).score)
     return value, f"chrF2 at document level, best reference of each row; sacrebleu {metric.get_signature().format()}"
-
-
-def _variants() -> dict[str, str]:
-    resampled = f"interval: {NUM_RESAMPLES:,} bootstrap resamples of the rows, seed {BOOTSTRAP_SEED}, 95 % percentile"
-    return {
-        "bleu": (
-            "E2E challenge variant (measure_scores.py -p, mteval-v13a): document level, case-insensitive, orders 1 to "
-            f"{MAX_NGRAM}, any number of references, nearest reference length (shorter on ties), no smoothing but "
-            f"1e-15 for no match; 13a tokeniser of sacrebleu {sacrebleu.__version__}; {resampled}"
-        ),
-        "exact_match": f"percentage of predictions that are a reference, outer blanks apart, case kept; {resampled}",
-        "mean_length_words": f"mean number of words between blanks; {resampled}",
-    }

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from epigraph.errors import DataNotFound
 from epigraph.tasks.base import Example, Task
+from epigraph.tasks.e2e_metrics import BETTER_WHEN_HIGHER, score_e2e
 from epigraph.tasks.fetch import SPLITS, find_file
-from epigraph.tasks.metrics import score_generation
+from epigraph.tasks.metrics import score_texts
 from epigraph.tasks.rows import read_rows
 
 MAX_SOURCE_TOKENS = 128
@@ -31,7 +32,8 @@ def e2e() -> Task:
         summary="E2E restaurants: a table of slots into one description (CC BY-SA 4.0)",
         instruction="Describe the restaurant in one sentence.",
         splits={split: partial(_load_e2e, split) for split in SPLITS},
-        score=score_generation,
+        score=score_e2e,
+        better_when_higher=BETTER_WHEN_HIGHER,
         max_source_tokens=MAX_SOURCE_TOKENS,
         max_target_tokens=MAX_TARGET_TOKENS,
         files={split: file for split in SPLITS if (file := _e2e_file(split)) is not None},
@@ -45,7 +47,7 @@ def cards() -> Task:
         summary="cards: a few facts into one sentence; comes with the package",
         instruction="Say the facts of the card in one sentence.",
         splits={split: partial(_load_cards, split) for split in SPLITS},
-        score=score_generation,
+        score=score_texts,
         max_source_tokens=MAX_SOURCE_TOKENS,
         max_target_tokens=MAX_TARGET_TOKENS,
         files={split: str(_cards_folder().joinpath(f"{split}.jsonl")) for split in SPLITS},
