@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+import epigraph
 from conftest import tiny_model, tiny_tokenizer
 from epigraph.cli import main
+from epigraph.errors import BadValue
 
 SUMS = [{"source": f"{a}+{b}", "target": str(a + b)} for a in range(6) for b in range(6)]
 
@@ -292,3 +294,45 @@ def test_help_is_quick_and_lists_the_commands(capsys: pytest.CaptureFixture[str]
     assert code == 0
     for command in ("models", "data", "train", "evaluate", "generate", "inspect", "report"):
         assert command in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate DIR --data ROWS --limit 0", "--limit is 0, expected 1 or more"),
+        ("evaluate DIR --data ROWS --limit -1", "--limit is -1, expected 1 or more"),
+        ("evaluate DIR --data ROWS --batch-size 0", "--batch-size is 0, expected 1 or more"),
+        ("evaluate DIR --data ROWS --task cards", "got both --data and --task, expected one of them"),
+        (
+            "evaluate DIR --data ROWS --split dev",
+            "got --split dev with --data, expected no --split: all rows of the file are evaluated",
+        ),
+        ("generate DIR 1+1 --batch-size 0", "--batch-size is 0, expected 1 or more"),
+        ("generate DIR 1+1 --temperature -1", "--temperature is -1.0, expected 0 (the likeliest) or more"),
+        ("generate DIR 1+1 --temperature nan", "--temperature is nan, expected 0 (the likeliest) or more"),
+        ("generate DIR 1+1 --top-p 0", "--top-p is 0.0, expected more than 0 and at most 1"),
+        ("generate DIR 1+1 --top-p 1.5", "--top-p is 1.5, expected more than 0 and at most 1"),
+        ("train --epochs two", "--epochs: got 'two', expected a valid number; see `epigraph train --help`"),
+        ("models path", "Missing argument 'name'; see `epigraph models path --help`"),
+    ],
+)
+def test_flags_that_do_not_fit(
+    words: str, said: str, trained: Path, rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fails(capsys, *words.replace("DIR", str(trained)).replace("ROWS", rows).split()) == f"epigraph: {said}"
+
+
+def test_nothing_to_answer(trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
+    assert "stdin was empty" in fails(capsys, "generate", str(trained))
+    assert "the text is empty" in fails(capsys, "generate", str(trained), " ")
+
+
+def test_python_is_told_what_generate_takes(trained: Path) -> None:
+    tuned = epigraph.load(str(trained))
+    with pytest.raises(BadValue, match=r"texts is one text, '1\+1', expected a list of texts; write \[text\]"):
+        tuned.generate("1+1")
+    with pytest.raises(BadValue, match="batch_size is 0, expected 1 or more"):
+        tuned.generate(["1+1"], batch_size=0)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import pkgutil
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -18,15 +21,17 @@ from pydantic import BaseModel
 
 import epigraph
 from conftest import tiny_model, tiny_tokenizer
+from console import make_targets
 from epigraph import errors
 from epigraph.errors import DataError, EpigraphError
+from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import TASKS, own_data
-from epigraph.tasks.metrics import score_generation
 from epigraph.train.recipe import DEFAULT_LR, Recipe, known_keys
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"])
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "src").rglob("*.md")])
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -69,9 +74,29 @@ def test_every_flag_of_train_is_tied_to_a_key_or_said_to_have_none(paste: dict[s
     flags = set(re.findall(r"^  (--[a-z-]+)", paste["help_of"](("train",)), re.MULTILINE))
     section = FENCE.sub("", page("commands.md").split("## epigraph train")[1].split("\n## ")[0])
     tied = re.findall(r"^\| (`--.*?) \| (`.*?`) \|$", section, re.MULTILINE)
-    without = {"--out", "--device", "--dry-run", "--overwrite", "--json", "--help"}
+    without = {"--out", "--device", "--dry-run", "--overwrite", "--resume", "--json", "--help"}
     assert {flag for cell, _ in tied for flag in re.findall(r"`(--[a-z-]+)`", cell)} == flags - without
     assert {key for _, cell in tied for key in re.findall(r"`([a-z_.]+)`", cell)} <= set(known_keys())
+
+
+def example_commands() -> Iterator[tuple[str, list[str]]]:
+    """Every ``epigraph`` line of every shell block: its page, and its words."""
+    for path in PAGES:
+        for kind, text in FENCE.findall(path.read_text(encoding="utf-8")):
+            if kind == "sh":
+                lines = (shlex.split(line, comments=True) for line in text.splitlines())
+                yield from ((path.name, words) for words in lines if words[:1] == ["epigraph"])
+
+
+def test_commands_and_flags_in_examples_are_real(paste: dict[str, Any]) -> None:
+    examples = list(example_commands())
+    assert len(examples) > 20
+    known = set(paste["commands"]())
+    for name, (_, *words) in examples:
+        command = max((tuple(words[:n]) for n in range(3) if tuple(words[:n]) in known), key=len)
+        assert command, f"{name}: epigraph {' '.join(words)}"
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= set(re.findall(r"--[a-z-]+", paste["help_of"](command))), f"{name}: {' '.join(words)}"
 
 
 # Recipes
@@ -88,15 +113,41 @@ def test_every_recipe_key_is_documented_and_no_other() -> None:
     assert sorted(documented_keys()) == sorted(known_keys())
 
 
-@pytest.mark.parametrize("key", known_keys())
-def test_the_documented_default_is_the_real_one(key: str) -> None:
+def field_of(key: str) -> Any:
+    """The field that a dotted key names."""
     fields: Any = Recipe.model_fields
     *table, name = key.split(".")
     if table:
         part = fields[table[0]].annotation
         assert issubclass(part, BaseModel)
         fields = part.model_fields
-    written, real = documented_keys()[key], fields[name].default
+    return fields[name]
+
+
+def choices(annotation: Any) -> set[str]:
+    """Every word that a field may be set to, where it may be set to some words only."""
+    if get_origin(annotation) is Literal:
+        return {str(x) for x in get_args(annotation)}
+    return {x for inner in get_args(annotation) for x in choices(inner)}
+
+
+@pytest.mark.parametrize("key", [key for key in known_keys() if choices(field_of(key).annotation)])
+def test_every_choice_of_a_key_is_documented_and_no_other(key: str) -> None:
+    [type_cell] = [cell for name, cell, _, _ in ROW.findall(page("recipes.md")) if name == key]
+    assert set(re.findall(r'`"([^"]+)"`', type_cell)) == choices(field_of(key).annotation)
+
+
+def test_every_method_has_a_page_of_its_name() -> None:
+    names = choices(field_of("method.name").annotation)
+    assert names
+    for name in names:
+        assert f"[{name}.md]({name}.md)" in page("recipes.md")
+        assert page(f"{name}.md").startswith("# ")
+
+
+@pytest.mark.parametrize("key", known_keys())
+def test_the_documented_default_is_the_real_one(key: str) -> None:
+    written, real = documented_keys()[key], field_of(key).default
     value = None if written == "none" else tomllib.loads(f"value = {written.strip('`')}")["value"]
     assert value == (list(real) if isinstance(real, tuple) else real)
 
@@ -174,16 +225,115 @@ def test_the_errors_page_names_no_error_that_is_not() -> None:
     assert named <= {name for name in vars(errors) if isinstance(getattr(errors, name), type)}
 
 
-def test_every_metric_is_documented() -> None:
-    names = set(score_generation(["a b"], [["a b", "c"]]).values)
-    assert names
+def reported(task: Task) -> set[str]:
+    """Every metric that a task's scorer reports, or says that it cannot compute here."""
+    rows = [Example(source="name : The Vaults | Type : pub", references=("The Vaults is a pub.", "A pub."))] * 2
+    scores = task.score(["The Vaults is a pub."] * 2, rows)
+    assert set(scores.values) <= set(scores.variants)
+    assert {task.headline, *task.better_when_higher} <= {*scores.values, *scores.missing}
+    return {*scores.values, *scores.missing}
+
+
+def test_every_metric_of_every_task_is_documented_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("source,target\nred,warm\n")
+    tasks = [own_data(tmp_path / "rows.csv", None, None, "rows"), *(make() for make in TASKS.values())]
+    names = {name for task in tasks for name in reported(task)}
     assert names == set(re.findall(r"^\| `(\w+)` \|", page("metrics.md"), re.MULTILINE))
 
 
-def test_every_public_name_is_documented_and_exists() -> None:
-    assert set(epigraph.__all__) <= in_code(page("python.md"))
-    for name in epigraph.__all__:
-        assert getattr(epigraph, name) is not None
+# Public names
+
+
+def offered() -> dict[str, str]:
+    """What ``epigraph/__init__.py`` names for others, each with the module that it says the name is from."""
+    body = ast.parse((ROOT / "src" / "epigraph" / "__init__.py").read_text(encoding="utf-8")).body
+    names = {x.name: "epigraph" for x in body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+    for checking in (x for x in body if isinstance(x, ast.If) and ast.unparse(x.test) == "TYPE_CHECKING"):
+        for line in checking.body:
+            assert isinstance(line, ast.ImportFrom)
+            names |= {alias.asname or alias.name: str(line.module) for alias in line.names}
+    return {name: module for name, module in names.items() if not name.startswith("_")}
+
+
+def test_all_is_what_the_package_offers() -> None:
+    assert sorted(epigraph.__all__) == sorted(offered())
+    for name, module in offered().items():
+        assert getattr(epigraph, name).__module__ == module
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = epigraph.nothing
+
+
+def test_a_star_import_gives_every_public_name() -> None:
+    """In a process of its own, where nothing was imported before."""
+    code = "from epigraph import *; import epigraph; print(*sorted(set(epigraph.__all__) & set(globals())))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == sorted(epigraph.__all__)
+
+
+def test_the_python_page_lists_the_public_names_and_no_other() -> None:
+    found = re.search(r"public interface:(.*?)\.\s", page("python.md"), re.DOTALL)
+    assert found
+    assert sorted(re.findall(r"`(\w+)`", found.group(1))) == sorted(epigraph.__all__)
+
+
+def test_examples_take_public_names_from_the_package() -> None:
+    used: set[str] = set()
+    for path in PAGES:
+        for kind, text in FENCE.findall(path.read_text(encoding="utf-8")):
+            if kind in ("python", "pycon"):
+                used |= set(re.findall(r"\bepigraph\.(\w+)\(", text))
+                for names in re.findall(r"from epigraph import (.+)", text):
+                    used |= set(names.split(", "))
+    assert len(used) > 3
+    modules = {module.name for module in pkgutil.iter_modules(epigraph.__path__)}
+    assert used <= {*epigraph.__all__, *modules}
+
+
+# Environment and Makefile
+
+
+def variables_read(source: str) -> set[str]:
+    """The environment variables that ``source`` asks for; where it computes the name, the code that does so."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Call(func=ast.Attribute(value=inner, attr="get" | "setdefault" | "pop"), args=[name, *_]):
+                asked = ast.unparse(inner) == "os.environ"
+            case ast.Call(func=ast.Attribute(attr="getenv") | ast.Name(id="getenv"), args=[name, *_]):
+                asked = True
+            case ast.Subscript(value=inner, slice=name, ctx=ast.Load()):
+                asked = ast.unparse(inner) == "os.environ"
+            case ast.Compare(left=name, ops=[ast.In() | ast.NotIn()], comparators=[inner]):
+                asked = ast.unparse(inner) == "os.environ"
+            case _:
+                continue
+        if asked:
+            found.add(str(name.value) if isinstance(name, ast.Constant) else ast.unparse(name))
+    return found
+
+
+def test_every_environment_variable_is_documented() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in SOURCES]
+    read = {name for source in sources for name in variables_read(source)}
+    read |= set(re.findall(r"\bEPIGRAPH_[A-Z]+(?:_[A-Z]+)*\b", "".join(sources)))
+    assert {"EPIGRAPH_HOME", "EPIGRAPH_DATA"} <= read
+    [paragraph] = re.findall(r"^\*\*Environment\.\*\*.*?\n\n", page("commands.md"), re.DOTALL | re.MULTILINE)
+    assert read <= {name.partition("=")[0] for name in in_code(paragraph)}
+
+
+def test_reading_a_variable_is_seen_in_every_spelling() -> None:
+    for spelling in ("os.environ.get(X)", "os.environ[X]", "os.getenv(X)", "X in os.environ", "getenv(X, 1)"):
+        assert variables_read(spelling.replace("X", "'NAME'")) == {"NAME"}
+        assert variables_read(spelling.replace("X", "name")) == {"name"}
+    assert variables_read("{**os.environ}; os.environ['A'] = 'b'; rows.get('c')") == set()
+
+
+def test_every_make_target_is_documented_and_no_other() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) | {"help"} == make_targets()
+    for path in PAGES:
+        named = re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert path.name == "CHANGELOG.md" or set(named) <= make_targets(), path.name
 
 
 # Links
@@ -195,13 +345,30 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def links(path: Path) -> list[tuple[str, str]]:
+    """Every link of a page to a file of ours, and the anchor in it or nothing."""
+    return re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", FENCE.sub("", path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
-    text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", text):
+    for target, anchor in links(path):
         there = (path.parent / target).resolve() if target else path
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def test_every_page_can_be_reached() -> None:
+    """From README.md or docs/architecture.md, link by link."""
+    reached: set[Path] = set()
+    ahead = [ROOT / "README.md", DOCS / "architecture.md"]
+    while ahead:
+        here = ahead.pop()
+        if here not in reached:
+            reached.add(here)
+            targets = ((here.parent / target).resolve() for target, _ in links(here) if target)
+            ahead += [there for there in targets if there.suffix == ".md" and there.is_file()]
+    assert {path.name for path in [*DOCS.glob("*.md"), *ROOT.glob("*.md")] if path not in reached} == set()
 
 
 # Examples

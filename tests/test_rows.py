@@ -19,7 +19,7 @@ from epigraph.tasks.rows import MAX_PRINTED_FAULTS, read_rows
 
 SHAPE = "an object with source and target, or with messages"
 NOT_EMPTY = "expected text that is not empty"
-HEADER = "got nothing, expected a column of that name; the first row is the header"
+HEADER = 'got the columns "a, b", expected one of that name; the first row is the header'
 GOOD = {"source": "name : Ada", "target": "This is Ada."}
 CHAT = {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]}
 
@@ -93,7 +93,7 @@ def test_line_separators_inside_a_text_do_not_end_the_row(tmp_path: Path) -> Non
         ),
         ([1, 2], f"row: got a list of 2, expected {SHAPE}"),
         (b"{'a': 1}", f"row: got \"{{'a': 1}}\", which is not JSON, expected {SHAPE}"),
-        (b"\xff\xfe", "row: got bytes that are not UTF-8 (byte 1 of the line), expected UTF-8 text"),
+        (b"\x80\xfe", "row: got bytes that are not UTF-8 (byte 1 of the line), expected UTF-8 text"),
         (
             b'{"source": "\\ud800", "target": "t"}',
             'field source: got "\\ud800", which is not valid UTF-8, expected UTF-8 text',
@@ -163,7 +163,18 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     for text in (b"", b"\xef\xbb\xbf", b"\r\n\r\n"):
         file = tmp_path / name
         file.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
-        assert refusal(file)[0].startswith("no rows in FILE: got an empty file, expected one row a line")
+        assert refusal(file)[0].startswith("no rows in FILE: got an empty file, expected ")
+
+
+def test_utf16_is_refused_by_its_name(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.jsonl"):
+        (tmp_path / name).write_bytes("source,target\na,b\n".encode("utf-16"))
+        assert refusal(tmp_path / name) == ["FILE: got UTF-16 text, expected UTF-8; save it again as UTF-8"]
+
+
+def test_a_folder_is_refused_as_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UnknownFormat, match=r"got a folder, expected a file that ends in .*; convert it or name"):
+        read_rows(tmp_path)
 
 
 def test_broken_gzip_is_refused(tmp_path: Path) -> None:
@@ -206,6 +217,9 @@ def test_csv(tmp_path: Path) -> None:
     [
         ("source,traget\na,b\n", ["FILE:1: field traget: got an unknown name, expected target"]),
         ("a,b\nc,d\n", [f"FILE:1: field source: {HEADER}", f"FILE:1: field target: {HEADER}"]),
+        ("source;target\nc;d\n", ['FILE:1: header: got "source;target", cells between semicolons, expected commas']),
+        ("source\ttarget\nc\td\n", ['FILE:1: header: got "source\\ttarget", cells between tabs, expected commas']),
+        ("source,target\n", ["FILE:2: row: got the end of the file, expected a row below the header"]),
         ("source,target,target\na,b,c\n", ["FILE:1: field target: got 2 columns of that name, expected one"]),
         (
             "source,target\na\na,b,c\n\n,b\n",
@@ -241,6 +255,38 @@ any_row = any_json | st.dictionaries(
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 
 
+csv_pieces = st.sampled_from(
+    ["source", "target", ",", ";", "\t", '"', "\n", "\r", "\r\n", "\0", "a", "\x9b31m", "\u202e", " "]
+)
+
+
+@same_folder
+@given(
+    data=st.lists(csv_pieces, max_size=20).map("".join)
+    | st.lists(csv_pieces).map(lambda x: "source,target\n" + "".join(x))
+)
+def test_any_csv_is_read_or_refused(tmp_path: Path, data: str) -> None:
+    try:
+        examples = read_rows(csv_file(tmp_path, data))
+    except BadRows as error:
+        said = str(error)
+        assert all(line.isprintable() for line in said.split("\n")), said
+    else:
+        assert all(x.source.strip() and len(x.references) == 1 and x.references[0].strip() for x in examples)
+
+
+def test_what_would_move_a_cursor_is_escaped(tmp_path: Path) -> None:
+    hostile = "\x9b2J\u202e\u2028\x7f\x1b[31m"
+    [_, line] = refusal(written(tmp_path, {"messages": [{"role": hostile, "content": "c"}]}))
+    assert 'got "\\u009b2J\\u202e\\u2028\\u007f\\u001b[31m", expected one of' in line
+
+
+def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    for name in ("a\0b.jsonl", "x" * 5000 + ".jsonl"):
+        with pytest.raises(DataNotFound, match="expected a file of rows that can be read"):
+            read_rows(tmp_path / name)
+
+
 @same_folder
 @given(data=st.binary() | st.lists(any_row, max_size=4).map(lambda x: b"\n".join(json.dumps(y).encode() for y in x)))
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv"])
@@ -249,7 +295,10 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, name: str, data: bytes) -
     try:
         examples = read_rows(tmp_path / name)
     except BadRows as error:
-        str(error).encode("utf-8")
+        said = str(error)
+        # One line a fault, each of which any screen can show.
+        assert all(line.isprintable() for line in said.split("\n")), said
+        assert len(said) < 60 * (400 + len(str(tmp_path)))
     else:
         assert all(x.source.strip() and x.references and all(y.strip() for y in x.references) for x in examples)
 

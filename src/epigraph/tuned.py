@@ -77,8 +77,12 @@ class Tuned:
     ) -> list[str]:
         """One answer a text, in order. A text is a source for the contract's input template, or for a chat contract
         a list of ``{"role", "content"}`` turns (a plain string is one user turn). ``options`` go to transformers'
-        ``generate``: ``do_sample=True, temperature=0.7``, say.
+        ``generate``: ``do_sample=True, temperature=0.7``, say. Raises :class:`BadValue` for what is no list of texts.
         """
+        if isinstance(texts, str):
+            raise BadValue(f"texts is one text, {texts[:40]!r}, expected a list of texts; write [text]")
+        if batch_size < 1:
+            raise BadValue(f"batch_size is {batch_size}, expected 1 or more")
         prompts = [self.encode(text).ids for text in texts]
         new = generate(
             self.frozen,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.options import changed_decoding, load_tuned
+from epigraph.cli.options import changed_decoding, check_positive, load_tuned
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -35,10 +35,13 @@ def generate(
 
     from epigraph.artifact import find
 
+    check_positive(batch_size=batch_size)
+    _check_sampling(temperature, top_p)
     find(artifact)
     texts = [line.rstrip("\n") for line in sys.stdin if line.strip()] if text == "-" else [text]
-    if not texts:
-        raise BadValue("nothing to answer: stdin was empty; give a text, or one a line")
+    if not any(text.strip() for text in texts):
+        where = "stdin was empty" if text == "-" else "the text is empty"
+        raise BadValue(f"nothing to answer: {where}; give a text, or one a line on stdin")
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
     decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
     options: dict[str, Any] = {}
@@ -51,3 +54,10 @@ def generate(
             show.print_json_line({"source": source, "text": answer})
         else:
             typer.echo(answer)
+
+
+def _check_sampling(temperature: float, top_p: float) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise BadValue(f"--temperature is {temperature}, expected 0 (the likeliest) or more")
+    if not 0 < top_p <= 1:
+        raise BadValue(f"--top-p is {top_p}, expected more than 0 and at most 1")

@@ -22,6 +22,13 @@ def load_tuned(artifact: Path, *, model: str | None, precision: str, device: str
     return Tuned.load(artifact, model=model, dtype=DTYPES[precision], device=device, allow_base=allow_base)
 
 
+def check_positive(**flags: int | None) -> None:
+    """Raises :class:`BadValue` for a flag that was given and is below 1."""
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise BadValue(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+
+
 def changed_decoding(decoding: Decoding, **changes: int | None) -> Decoding:
     """The contract's decoding with the flags that were given."""
     from epigraph.contract import Decoding
