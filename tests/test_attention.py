@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from transformers import (
 from conftest import WINDOWED, random_ids, random_prefix, tiny, tiny_model, tiny_tokenizer
 from epigraph.errors import (
     AlreadyBound,
+    BadValue,
     BatchMismatch,
     GeometryMismatch,
     LostBinding,
@@ -556,3 +558,15 @@ def test_prefix_values_match_a_seeded_cache() -> None:
     with torch.no_grad():
         seeded = bare(input_ids=torch.tensor([row]), past_key_values=cache).logits[0]
     assert_same(logits(frozen, row, prefix), seeded)
+
+
+@pytest.mark.parametrize("wrong", ["runs/mine", 5, ["runs/mine"]])
+def test_what_is_no_prefix_is_named(wrong: Any) -> None:
+    with pytest.raises(BadValue, match=r"bind\(\) was given a (str|int), expected"), tiny("llama").bind(wrong):
+        pass
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_said(device: str) -> None:
+    with pytest.raises(BadValue, match=rf"device is '{device}', which torch cannot use here: .*; try cpu"):
+        FrozenModel.load("no/matter", device=device)

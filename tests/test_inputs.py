@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -108,9 +108,113 @@ def test_templates_reach_nothing_but_fields(template: str) -> None:
         TextContract(input_template=template)
 
 
-@given(source=st.text(max_size=30))
-def test_braces_in_the_text_are_text(source: str) -> None:
+# What template languages, shells and terminals act on; none of it may mean anything here.
+ACTIVE = ["{", "}", "{{", "}}", "{source}", "{target}", "{secret}", "{source!r}", "{source:>99999999}", "{source[0]}"]
+ACTIVE += ["{source.__class__}", "{0}", "{}", "%(source)s", "%s", "$source", "${source}", "{% if x %}", "{{ source }}"]
+ACTIVE += [
+    "\\1",
+    "\\g<1>",
+    "\\",
+    "\x00",
+    "\x1b[2J",
+    "\x9b",
+    "\u202e",
+    "\ud800",
+    "\n",
+    "source",
+    " ",
+    "\U0001f600",
+    "x" * 3000,
+]
+wild = st.lists(st.sampled_from(ACTIVE) | st.text(max_size=6), max_size=6).map("".join)
+
+
+def by_hand(template: str, fields: dict[str, str]) -> str:
+    """The slow twin of filling: one pass from left to right, what is filled in is never looked at again."""
+    made, rest = "", template
+    while "{" in rest:
+        before, _, rest = rest.partition("{")
+        name, _, rest = rest.partition("}")
+        made += before + fields[name]
+    return made + rest
+
+
+@given(template=wild, source=wild)
+@settings(max_examples=500, deadline=None)
+def test_any_template_is_refused_or_filled_literally(template: str, source: str) -> None:
+    try:
+        contract = TextContract(input_template=template)
+    except ValidationError as refused:
+        said = str(refused)
+        assert "fields are names in braces" in said or "at most 4096 characters" in said or "unicode" in said
+        return
+    fields = {"source": source, "target": "t"}
+    try:
+        made = contract.source_text(fields)
+    except KeyError as missing:
+        name = missing.args[0]
+        assert "{" + name + "}" in template
+        return
+    assert made == by_hand(template, fields)
+
+
+@given(template=wild, target=wild)
+@settings(max_examples=300, deadline=None)
+def test_a_target_template_has_no_field_but_the_target(template: str, target: str) -> None:
+    try:
+        contract = TextContract(target_template=template)
+    except ValidationError:
+        return
+    assert contract.target_text(target) == by_hand(template, {"target": target})
+
+
+@given(source=wild)
+@settings(max_examples=300, deadline=None)
+def test_what_is_active_elsewhere_is_text_in_a_source(source: str) -> None:
     assert TextContract(input_template="<{source}>").source_text({"source": source}) == f"<{source}>"
+    assert TextContract(target_template="{target}|{target}").target_text(source) == f"{source}|{source}"
+
+
+@given(template=wild, source=wild)
+@settings(max_examples=200, deadline=None)
+@example(template="{source}", source="\ud800")
+@example(template="x" * 60, source="a")
+@example(template="{secret}", source="a")
+def test_any_template_makes_ids_or_a_named_error(template: str, source: str) -> None:
+    """Through the tokenizer: a row, or a mistake in one line that says what to do."""
+    try:
+        made = codec(input_template=template, max_source_tokens=50).source({"source": source})
+    except ValidationError:
+        return
+    except BadValue as mistake:
+        said = str(mistake)
+        assert said.isprintable()
+        assert "use an artifact or a template" in said or "raise it" in said or "not valid Unicode" in said
+        return
+    assert 0 <= len(made.ids) <= 50
+    assert len(made.scored) == len(made.ids)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb" * 100])
+def test_half_a_character_is_named(text: str) -> None:
+    """As a shell passes bytes that are not UTF-8."""
+    with pytest.raises(BadValue, match=r"not valid Unicode: half a character at place \d; give UTF-8 text"):
+        codec().source({"source": text})
+    with pytest.raises(BadValue, match="not valid Unicode"):
+        codec().pair({"source": "x"}, text)
+    with pytest.raises(BadValue, match="not valid Unicode"):
+        chat_codec().question([Message(role="user", content=text)])
+
+
+def test_a_field_that_no_row_has_is_named() -> None:
+    with pytest.raises(BadValue, match=r"asks for the field 'password', the row has source; use an artifact"):
+        codec(input_template="{source} {password}").source({"source": "x"})
+
+
+@pytest.mark.parametrize("template", ["{secret}", "{target}{source}", "{target} {x}"])
+def test_another_field_in_a_target_is_refused(template: str) -> None:
+    with pytest.raises(ValidationError, match="a target has the one field"):
+        TextContract(target_template=template)
 
 
 def test_decoding_limits() -> None:

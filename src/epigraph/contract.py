@@ -31,10 +31,10 @@ class Decoding(BaseModel):
 class TextContract(BaseModel):
     """How a row of text becomes token ids.
 
-    ``input_template`` and ``target_template`` hold field names in braces, filled by plain replacement. Source and
-    target are tokenised apart and joined, so the boundary never depends on the words around it. ``bos`` and ``eos``
-    say whether the tokenizer's own tokens stand before the source and after the target. A chat contract carries the
-    hash of the chat template instead of templates of its own.
+    ``input_template`` holds field names in braces, ``target_template`` the one field ``target``; both are filled by
+    plain replacement. Source and target are tokenised apart and joined, so the boundary never depends on the words
+    around it. ``bos`` and ``eos`` say whether the tokenizer's own tokens stand before the source and after the target.
+    A chat contract carries the hash of the chat template instead of templates of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +58,14 @@ class TextContract(BaseModel):
             raise ValueError(f"template {template!r}: fields are names in braces like {{source}}, nothing else")
         return template
 
+    @field_validator("target_template")
+    @classmethod
+    def _only_the_target(cls, template: str) -> str:
+        others = sorted({x for x in _FIELD.findall(template) if x != "target"})
+        if others:
+            raise ValueError(f"template {template!r}: a target has the one field {{target}}, got {{{others[0]}}}")
+        return template
+
     @property
     def is_chat(self) -> bool:
         """Whether rows are conversations."""
@@ -69,4 +77,4 @@ class TextContract(BaseModel):
 
     def target_text(self, target: str) -> str:
         """The target template filled."""
-        return _FIELD.sub(lambda match: {"target": target}[match.group(1)], self.target_template)
+        return _FIELD.sub(lambda _: target, self.target_template)

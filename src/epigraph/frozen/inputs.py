@@ -50,7 +50,14 @@ class Codec:
 
     def source(self, fields: Mapping[str, str]) -> Encoded:
         """The ids of a filled input template, its longest field shortened until they fit ``max_source_tokens``."""
-        ids = self._ids(self.contract.source_text(fields))
+        try:
+            text = self.contract.source_text(fields)
+        except KeyError as missing:
+            raise BadValue(
+                f"the input template asks for the field {missing}, the row has {', '.join(fields) or 'none'}; "
+                "use an artifact or a template that was made for such rows"
+            ) from None
+        ids = self._ids(text)
         limit = self.contract.max_source_tokens - self.contract.bos
         truncated = len(ids) > limit
         if truncated:
@@ -109,6 +116,12 @@ class Codec:
         return text.strip()
 
     def _ids(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as wrong:
+            raise BadValue(
+                f"the text is not valid Unicode: half a character at place {wrong.start + 1}; give UTF-8 text"
+            ) from None
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return ids
 

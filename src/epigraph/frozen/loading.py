@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from epigraph.errors import UnsupportedModel
+from epigraph.errors import BadValue, UnsupportedModel
 from epigraph.frozen.convert import load_gguf
 from epigraph.frozen.resolve import Checkpoint
 
@@ -25,6 +25,17 @@ def load_causal(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel,
     except (OSError, ValueError, KeyError, RuntimeError) as wrong:
         first = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
         raise UnsupportedModel(f"{found.name} could not be loaded as a causal language model: {first}") from wrong
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name; raises :class:`BadValue` for one that torch does not know or cannot reach here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as wrong:
+        why = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
+        raise BadValue(f"device is {str(name)!r}, which torch cannot use here: {why}; try cpu") from wrong
+    return device
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from epigraph.frozen import attention
 from epigraph.frozen.attention import ARGUMENT, Call, Rows, Run
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey
-from epigraph.frozen.loading import load_causal
+from epigraph.frozen.loading import load_causal, usable_device
 from epigraph.frozen.resolve import Checkpoint, resolve
 from epigraph.virtual import KVPrefix, LayerKV, Site
 
@@ -82,9 +82,10 @@ class FrozenModel:
         """Load a known model, a local folder, a GGUF file or a hub id. Raises :class:`ModelNotFound` and others."""
         if dtype not in DTYPES:
             raise BadValue(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        where = usable_device(device)
         found = resolve(name)
         model, tokenizer = load_causal(found, DTYPES[dtype])
-        model.to(torch.device(device))  # type: ignore[arg-type]
+        model.to(where)  # type: ignore[arg-type]
         shown = public_name(found.name)
         return cls(model, tokenizer, name=shown, attention_name=attention_name, checkpoint_on_disk=found)
 
@@ -146,7 +147,7 @@ class FrozenModel:
             return Rows([prefix], None, self.device)
         distinct: dict[int, tuple[int, KVPrefix]] = {}
         row_of: list[int] = []
-        for one in prefix:
+        for one in _several(prefix):
             if one is None:
                 row_of += [-1] * copies
                 continue
@@ -263,3 +264,12 @@ def text_positions(tokens: Tensor, given: dict[str, Any]) -> Tensor:
     past = given.get("past_key_values")
     start = 0 if past is None else int(past.get_seq_length())
     return torch.arange(start, start + num_tokens, device=tokens.device)[None]
+
+
+def _several(prefix: object) -> Sequence[KVPrefix | None]:
+    """Rows of prefixes; raises :class:`BadValue` for what is none, a path or a Tuned, say."""
+    rows: Sequence[Any] = prefix if isinstance(prefix, list | tuple) else [prefix]
+    wrong = next((type(one).__name__ for one in rows if not (one is None or isinstance(one, KVPrefix))), None)
+    if wrong is not None:
+        raise BadValue(f"bind() was given a {wrong}, expected a KVPrefix; write epigraph.load(path).prefix")
+    return rows

@@ -28,6 +28,8 @@ DEFAULT_LR = {"raw": 2e-2, "mlp": 1e-3, "mlp-code": 1e-3}
 
 
 TABLES = ("data", "method", "training", "text")
+# Endings of files that are rows, which newcomers give where a recipe is read.
+ROWS = (".csv", ".jsonl", ".gz", ".tsv", ".json")
 
 
 class Part(BaseModel):
@@ -131,6 +133,10 @@ class Recipe(Part):
 def read_recipe(path: Path | None, changes: Mapping[str, Any]) -> Recipe:
     """A TOML file (or nothing), then ``changes`` by dotted key. Raises the leaves of :class:`RecipeError`."""
     tables: dict[str, Any] = {}
+    if path is not None and path.suffix in ROWS:
+        raise BadValue(
+            f"{_key(str(path), 500)} looks like rows, expected a recipe (TOML); give rows as --data {path.name}"
+        )
     if path is not None:
         try:
             tables = _toml(path.read_text(encoding="utf-8"))
@@ -149,7 +155,7 @@ def parse_changes(pairs: Sequence[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
-        if not equals:
+        if not equals or not key:
             raise BadValue(f"got {pair[:MAX_SHOWN_CHARS]!r}, expected key=value, for example training.lr=1e-3")
         try:
             changes[key] = _toml(f"value = {text}")["value"]
@@ -187,13 +193,16 @@ def _put(tables: dict[str, Any], dotted: str, value: Any) -> None:
 def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
     key = _key(".".join(str(x) for x in mistake["loc"]))
     if mistake["type"] == "extra_forbidden":
-        names = [*TABLES, *known_keys()]
+        names = known_keys() if "." in key else [*TABLES, *known_keys()]
         near = difflib.get_close_matches(key, names, n=1) or [x for x in names if x.endswith("." + key)]
         hint = f"did you mean {near[0]}?" if near else "see docs/recipes.md for all keys"
         return UnknownKey(f"unknown key {key}; {hint}")
     if mistake["type"] == "missing":
         return BadValue(f"{key} is missing; {'give --task NAME or --data FILE' if key == 'data' else 'set it'}")
     got = _shown(mistake["input"])
+    if mistake["type"] == "model_type":
+        example = next(x for x in known_keys() if x.startswith(f"{key}."))
+        return BadValue(f"{key} is a table, got {got}; set its keys, for example {example}=...")
     where = f"{key}: " if key else ""
     if mistake["type"] == "value_error":
         return BadValue(f"{where}{str(mistake['msg']).removeprefix('Value error, ')}")
