@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-OLDEST := .venv-oldest
-TRANSFORMERS_OLDEST := 5.16.0
+# The matrix: the oldest transformers we promise, one between, and the newest, which is in $(VENV).
+VERSIONS := 5.16.0 5.19.0
 TORCH := torch==2.13.0
 DEMO ?= demo
+SECONDS ?= 600
 
-.PHONY: help setup models demo test test-slow test-oldest test-mutants check bench clean
+.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -38,26 +39,40 @@ test-slow: models ## the tests that take minutes each
 	$(BIN)/epigraph models fetch minilm
 	$(BIN)/pytest -m slow
 
-$(OLDEST)/.ready: pyproject.toml
-	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet $(TORCH)
-	$(OLDEST)/bin/pip install --quiet transformers==$(TRANSFORMERS_OLDEST) --editable '.[dev]'
+.venv-%/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet $(TORCH)
+	.venv-$*/bin/pip install --quiet transformers==$* --editable '.[dev]'
 	touch $@
 
-test-oldest: $(OLDEST)/.ready ## the seam and the loop on the oldest transformers we support
-	$(OLDEST)/bin/pytest tests/test_attention.py tests/test_prefix_tuning.py tests/test_train.py tests/test_inputs.py
+test-matrix: setup $(VERSIONS:%=.venv-%/.ready) ## facts and oracles on several transformers; names what changed
+	$(BIN)/python tests/matrix.py $(VERSIONS:%=.venv-%) $(VENV)
 
 test-mutants: setup ## break the seam on purpose and see that a test fails, each time
 	$(BIN)/python tests/mutants.py
 
-check: setup ## format, lint, types, direction of imports
+attacks: setup ## refuse every hostile file, with time and memory; docs/security.md shows the table
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attacks.measure --json tests/attacks/record.json
+
+fuzz: $(VENV)/.fuzz ## feed the reader changed files for SECONDS (600); build/crashes gets what breaks it
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m attacks.fuzz --seconds $(SECONDS)
+
+$(VENV)/.fuzz: $(VENV)/.ready
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	touch $@
+
+check: setup ## format, lint, types, direction of imports, health
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tests/health.py
+
+health: setup ## sizes of modules and functions, import cycles, against our bounds
+	$(BIN)/python tests/health.py
 
 bench: models ## the table of docs/results.md, as JSON (about an hour on two cores)
 	$(BIN)/python benchmarks/e2e.py --json benchmarks/results/e2e.json
 
 clean: ## forget environments and outputs
-	rm -rf $(VENV) $(OLDEST) $(DEMO) build
+	rm -rf $(VENV) $(VERSIONS:%=.venv-%) $(DEMO) build

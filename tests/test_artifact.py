@@ -26,6 +26,7 @@ from attacks.make import ATTACKS, KEYS, Raw
 from epigraph import errors
 from epigraph.artifact import FILE_NAME, Artifact, find, inspect, load, save
 from epigraph.artifact.container import Entry
+from epigraph.artifact.header import MAX_VALUE_CHARS
 from epigraph.artifact.reader import _read_tensors
 from epigraph.contract import Decoding, TextContract
 from epigraph.virtual import SITES, VISIBILITIES, Geometry, KVPrefix, LayerGeometry, LayerKV, PositionKind
@@ -318,7 +319,12 @@ def test_every_attack_is_refused_by_name_and_at_once(name: str, tmp_path: Path) 
         ("not_a_number", "1 of 6 numbers that are not finite"),
         ("cut_in_the_tensors", "47 bytes of tensors, expected 48; fetch it again"),
         ("number_as_text", "num_virtual_tokens: Input should be a valid integer, got '2'"),
-        ("many_wrong_layers", "(and 4 more)"),
+        ("many_wrong_layers", "values beside method.config and provenance, expected at most 8192"),
+        ("some_wrong_bases", "also_allowed_bases.0: Input should be a valid string, got 0 (and 7999 more)"),
+        ("header_bomb_of_objects", "brackets, braces and commas, expected at most 323584"),
+        ("contract_of_another_target", "a target has the one field {target}, got {secret}"),
+        ("tensor_name_with_escapes", r"tensor \x1b]0;pwned\x07 is not one that the header knows"),
+        ("unix_socket", "cannot be opened"),
         ("text_starts_past_the_positions", "header: text_start 128 is not below max_positions 128"),
     ],
 )
@@ -343,6 +349,60 @@ def test_a_file_that_changes_while_it_is_read_is_refused(num_bytes: int, tmp_pat
     table = {"a": Entry(dtype="F32", shape=[2], data_offsets=[0, 8])}
     with (tmp_path / "data").open("rb") as file, pytest.raises(errors.Truncated, match="changed while it was read"):
         _read_tensors(file, table)
+
+
+def test_the_limits_on_counts_exclude_no_file_that_the_others_allow(tmp_path: Path) -> None:
+    """As many layers, extra tensors, bases, stops and brackets as there may be, all in one sound file."""
+    raw = Raw()
+    layer = {"num_kv_heads": 1, "head_dim": 3, "window": 1}
+    raw.fields["geometry"]["sites"] = {"decoder.self": [layer] * 1000, "decoder.cross": [layer] * 24}
+    places = [("decoder.self", number) for number in range(1000)] + [("decoder.cross", number) for number in range(24)]
+    kinds = ("keys", "values")
+    raw.tensors = {
+        f"{site}.{number:03d}.{kind}": ("BF16", [2, 1, 3], bytes(12)) for site, number in places for kind in kinds
+    }
+    raw.fields["extra"] = {f"x{number:02d}": {"dtype": "F32", "shape": [1] * 8} for number in range(64)}
+    raw.tensors |= {f"extra.x{number:02d}": ("F32", [1] * 8, bytes(4)) for number in range(64)}
+    raw.fields["also_allowed_bases"] = [f"{number:064x}" for number in range(64)]
+    raw.fields["contract"]["stop"] = ["x"] * 16
+    left = MAX_VALUE_CHARS - len(raw.text()) - len(',"a":[[]]')
+    raw.fields["provenance"]["a"] = [[]] * (left // 3)
+    assert MAX_VALUE_CHARS - 4 < len(raw.text()) <= MAX_VALUE_CHARS
+    raw.write(tmp_path / FILE_NAME)
+    artifact = load(tmp_path / FILE_NAME)
+    assert len(list(artifact.prefix.layers())) == 1024
+    assert len(artifact.extra) == 64
+
+
+def test_checking_numbers_takes_little_beside_them(tmp_path: Path) -> None:
+    """Numbers are checked in pieces: a tensor of 64 MiB is read into 64 MiB and a little."""
+    raw = Raw()
+    raw.fields["num_virtual_tokens"] = P = 65_536
+    for layer in raw.fields["geometry"]["sites"]["decoder.self"]:
+        layer["head_dim"] = 128
+    raw.tensors = {name: ("F32", [P, 1, 128], bytes(P * 512)) for name in raw.tensors}
+    raw.write(tmp_path / FILE_NAME)
+    size = (tmp_path / FILE_NAME).stat().st_size
+    del raw
+    # VmHWM and not getrusage, which remembers the process that started this one.
+    script = (
+        "import sys; from epigraph.artifact import load\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "load(sys.argv[1]); before = peak(); load(sys.argv[2]); print(peak() - before)"
+    )
+    save(tiny(), tmp_path / "small")
+    words = [sys.executable, "-c", script, str(tmp_path / "small"), str(tmp_path / FILE_NAME)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert 0.9 * size < int(done.stdout) * 1024 < 1.25 * size
+
+
+@pytest.mark.parametrize("place", [3, 1 << 18, (1 << 18) + 1, (1 << 19) - 1])
+def test_a_number_that_is_not_finite_is_found_in_any_piece(place: int, tmp_path: Path) -> None:
+    values = torch.zeros(1 << 19)
+    values[place] = float("nan")
+    with pytest.raises(errors.BadTensor, match="has 1 of 524288 numbers that are not finite"):
+        save(tiny(extra={"head": values}), tmp_path / FILE_NAME)
 
 
 @st.composite
@@ -428,6 +488,59 @@ def test_any_json_in_place_of_a_field_is_refused_or_kept(
         return
     # A contract gains the defaults of what it leaves out; nothing else may change.
     assert kept | value == kept if name == "contract" else kept == value
+
+
+def places_in(value: Any) -> list[tuple[Any, Any]]:
+    """Every (object or list, key) in ``value``."""
+    keys = value if isinstance(value, dict) else range(len(value))
+    inside = [x for key in keys if isinstance(value[key], (dict, list)) for x in places_in(value[key])]
+    return [(value, key) for key in keys] + inside
+
+
+NUM_PLACES = len(places_in(Raw().fields))
+
+
+@settings(deadline=None, max_examples=250)
+@given(
+    place=st.integers(0, NUM_PLACES - 1),
+    value=st.recursive(json_values | st.integers(-2, 1 << 64), lambda x: st.lists(x, max_size=4)),
+)
+def test_any_json_anywhere_in_the_header_is_refused_or_kept(
+    tmp_path_factory: pytest.TempPathFactory, place: int, value: Any
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "anywhere.safetensors"
+    raw = Raw()
+    where, key = places_in(raw.fields)[place]
+    where[key] = value
+    raw.write(path)
+    try:
+        found = inspect(path)
+    except errors.ArtifactError as error:
+        said = str(error)
+        assert said.isprintable()
+        return
+    contract = TextContract.model_validate(raw.fields.pop("contract")).model_dump(mode="json")
+    assert {name: found[name] for name in raw.fields} == raw.fields
+    assert found["contract"] == contract
+
+
+row_values = st.sampled_from(
+    ["F32", "F64", 0, -1, 1, 24, 48, 1 << 62, 1.5, None, [], [0, 24], [24, 0], [2, 1, 3], [-1] * 3]
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(row=st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "file"]), row_values) | row_values)
+def test_any_row_of_the_table_is_refused_or_right(tmp_path_factory: pytest.TempPathFactory, row: Any) -> None:
+    path = tmp_path_factory.getbasetemp() / "row.safetensors"
+    Raw(table={KEYS: row}).write(path)
+    try:
+        load(path)
+    except errors.ArtifactError as error:
+        said = str(error)
+        assert said.isprintable()
+        return
+    assert row == {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0, 24]}
 
 
 # Saving
@@ -598,6 +711,18 @@ def test_find_refuses_what_is_neither(tmp_path: Path) -> None:
         find(tmp_path)
     with pytest.raises(errors.NotAnArtifact, match="does not exist"):
         find(tmp_path / "none")
+    with pytest.raises(errors.NotAnArtifact, match="does not exist or cannot be seen"):
+        find("x" * 5000)
+
+
+def test_a_link_is_found_and_then_refused(tmp_path: Path) -> None:
+    save(tiny(), tmp_path / FILE_NAME)
+    for target in (FILE_NAME, "nowhere", "link"):
+        (tmp_path / "link").symlink_to(tmp_path / target)
+        assert find(tmp_path / "link") == tmp_path / "link"
+        with pytest.raises(errors.NotAnArtifact, match="symbolic link"):
+            load(find(tmp_path / "link"))
+        (tmp_path / "link").unlink()
 
 
 def test_inspect_is_json_and_says_what_is_there(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import struct
 import sys
 import zipfile
@@ -160,6 +161,18 @@ def pickle_of_protocol_2(path: Path) -> None:
 
 
 @caught_as(NotAnArtifact)
+def pickle_of_protocol_0(path: Path) -> None:
+    """The oldest pickle, which is text and has no magic number: a call of os.system and nothing else."""
+    path.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+
+
+@caught_as(NotAnArtifact)
+def pickle_behind_a_length(path: Path) -> None:
+    """A pickle whose first eight bytes are the length of a small header."""
+    path.write_bytes(struct.pack("<Q", 40) + pickle.dumps({"keys": [1.0] * 20}, protocol=4))
+
+
+@caught_as(NotAnArtifact)
 def zip_archive(path: Path) -> None:
     """A zip archive with a pickle in it, as torch.save writes."""
     buffer = io.BytesIO()
@@ -245,6 +258,18 @@ def named_pipe(path: Path) -> None:
 
 
 @caught_as(NotAnArtifact)
+def unix_socket(path: Path) -> None:
+    """A socket with the right extension."""
+    with socket.socket(socket.AF_UNIX) as made:
+        # By its short name: the path of a socket may have 107 bytes.
+        here = os.open(path.parent, os.O_RDONLY)
+        try:
+            made.bind(f"/proc/self/fd/{here}/{path.name}")
+        finally:
+            os.close(here)
+
+
+@caught_as(NotAnArtifact)
 def nothing(path: Path) -> None:
     """No file at all."""
 
@@ -280,6 +305,21 @@ def cut_in_the_tensors(path: Path) -> None:
 def trailing_byte(path: Path) -> None:
     """One byte more than the tensors need: room for a second file that other programs see."""
     Raw(tail=b"\0").write(path)
+
+
+@caught_as(Truncated)
+def zip_behind_a_sound_file(path: Path) -> None:
+    """A sound artifact that unzip would open as well: an archive with a pickle stands behind the tensors."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"keys": 1}))
+    Raw(tail=buffer.getvalue()).write(path)
+
+
+@caught_as(Truncated)
+def second_artifact_behind_the_first(path: Path) -> None:
+    """Two sound artifacts in one file."""
+    path.write_bytes(Raw().to_bytes() * 2)
 
 
 @caught_as(TooLarge)
@@ -328,6 +368,64 @@ def outer_overlong_utf8(path: Path) -> None:
     path.write_bytes(container(b'{"\xc0\xa2":1}', ONE))
 
 
+@caught_as(NotAnArtifact)
+def outer_with_a_mark(path: Path) -> None:
+    """A byte-order mark before the brace, which some parsers skip."""
+    path.write_bytes(container(b"\xef\xbb\xbf" + json.dumps(Raw().outer()).encode(), ONE * 12))
+
+
+@caught_as(BadHeader)
+def outer_with_more_behind(path: Path) -> None:
+    """A second JSON object behind the first, still inside the header."""
+    path.write_bytes(container(json.dumps(Raw().outer()).encode() + b'{"a": 1}', ONE * 12))
+
+
+@caught_as(BadHeader)
+def outer_in_utf16(path: Path) -> None:
+    """The header in two bytes a character, its first byte a brace all the same."""
+    path.write_bytes(container(json.dumps(Raw().outer()).encode("utf-16-le"), ONE * 12))
+
+
+def _with_row(path: Path, row: str) -> None:
+    """A sound file with one more row in its table, given as JSON."""
+    path.write_bytes(container(f'{json.dumps(Raw().outer())[:-1]}, "more": {row}}}'.encode(), ONE * 12))
+
+
+def _filled(piece: str, num_bytes: int) -> str:
+    """A JSON list of ``piece``, again and again."""
+    return "[" + ",".join([piece] * (num_bytes // (len(piece) + 1))) + "]"
+
+
+@caught_as(TooLarge)
+def header_bomb_of_objects(path: Path) -> None:
+    """Nearly 4 MiB of empty objects, each forty times as large in memory."""
+    _with_row(path, _filled("{}", (4 << 20) - 2000))
+
+
+@caught_as(TooLarge)
+def header_bomb_of_nests(path: Path) -> None:
+    """Nearly 4 MiB of objects in objects in objects."""
+    _with_row(path, _filled('{"a":{"b":{"c":[0]}}}', (4 << 20) - 2000))
+
+
+@caught_as(TooLarge)
+def header_bomb_of_numbers(path: Path) -> None:
+    """A shape of two million sides, every one of them wrong."""
+    _with_row(path, f'{{"dtype": "F32", "data_offsets": [0, 0], "shape": {_filled("-1", (4 << 20) - 2000)}}}')
+
+
+@caught_as(BadHeader)
+def header_bomb_within_the_limits(path: Path) -> None:
+    """As many objects as the limit on brackets and commas lets through."""
+    _with_row(path, _filled("{}", 480_000))
+
+
+@caught_as(BadHeader)
+def header_bomb_of_one_string(path: Path) -> None:
+    """Nearly 4 MiB of one character in a row of the table, for a message that quotes what it found."""
+    _with_row(path, f'{{"dtype": "{"F" * 4_000_000}", "shape": "", "data_offsets": 0}}')
+
+
 @caught_as(TooLarge)
 def outer_deep(path: Path) -> None:
     """A million brackets, to exhaust the stack of a recursive parser."""
@@ -341,6 +439,23 @@ def outer_key_twice(path: Path) -> None:
     text = json.dumps(raw.outer())
     twice = text[:-1] + f', "{KEYS}": {{"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [24, 48]}}}}'
     path.write_bytes(container(twice.encode(), ONE * 12))
+
+
+@caught_as(BadHeader)
+def outer_key_twice_in_disguise(path: Path) -> None:
+    """The same tensor twice, the second time with an escape in its name."""
+    disguised = KEYS.replace("e", "\\u0065", 1)
+    twice = (
+        json.dumps(Raw().outer())[:-1] + f', "{disguised}": {{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}}}'
+    )
+    path.write_bytes(container(twice.encode(), ONE * 12))
+
+
+@caught_as(NotAnArtifact)
+def metadata_null(path: Path) -> None:
+    """Metadata of nothing."""
+    outer = Raw().outer() | {"__metadata__": None}
+    path.write_bytes(container(json.dumps(outer).encode(), ONE * 12))
 
 
 @caught_as(BadHeader)
@@ -387,6 +502,18 @@ def offsets_negative(path: Path) -> None:
 
 
 @caught_as(BadHeader)
+def shape_negative(path: Path) -> None:
+    """Two negative sides whose product is the right number of numbers."""
+    Raw(table={KEYS: {"dtype": "F32", "shape": [-2, -1, 3], "data_offsets": [0, 24]}}).write(path)
+
+
+@caught_as(BadHeader)
+def offsets_of_three(path: Path) -> None:
+    """A begin, an end and one more."""
+    Raw(table={KEYS: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0, 24, 24]}}).write(path)
+
+
+@caught_as(BadHeader)
 def offsets_not_whole(path: Path) -> None:
     """Offsets with a decimal point."""
     Raw(table={KEYS: {"dtype": "F32", "shape": [2, 1, 3], "data_offsets": [0.0, 24.0]}}).write(path)
@@ -405,7 +532,7 @@ def table_row_with_more(path: Path) -> None:
     Raw(table={KEYS: row}).write(path)
 
 
-@caught_as(BadHeader)
+@caught_as(TooLarge)
 def table_row_of_a_million(path: Path) -> None:
     """A table that has a list of a million numbers where a row should be."""
     Raw(table={KEYS: [0] * 1_000_000}).write(path)
@@ -438,6 +565,25 @@ def value_with_spaces(path: Path) -> None:
     """The right header, but not in canonical form."""
     raw = Raw()
     Raw(value=json.dumps(json.loads(raw.text()))).write(path)
+
+
+@caught_as(BadHeader)
+def value_unsorted(path: Path) -> None:
+    """The right keys in another order, so that one content would have two texts."""
+    fields = json.loads(Raw().text())
+    Raw(value=json.dumps(dict(reversed(fields.items())), separators=(",", ":"))).write(path)
+
+
+@caught_as(BadHeader)
+def value_escaped(path: Path) -> None:
+    """The right header with one letter written as an escape."""
+    Raw(value=Raw().text().replace('"tiny"', '"\\u0074iny"')).write(path)
+
+
+@caught_as(BadHeader)
+def value_with_minus_zero(path: Path) -> None:
+    """A number that has two texts."""
+    Raw(value=Raw().text().replace('"seed":0', '"seed":-0')).write(path)
 
 
 @caught_as(BadHeader)
@@ -499,6 +645,24 @@ def version_2(path: Path) -> None:
     raw.write(path)
 
 
+@caught_as(UnknownVersion)
+def version_of_4000_digits(path: Path) -> None:
+    """A version that fills the screen of whoever reads the message."""
+    _with(path, "format_version", value=int("9" * 4000))
+
+
+@caught_as(BadHeader)
+def version_as_text(path: Path) -> None:
+    """A version in quotation marks."""
+    _with(path, "format_version", value="1")
+
+
+@caught_as(BadHeader)
+def version_with_a_point(path: Path) -> None:
+    """A version that equals 1 and is not an integer."""
+    _with(path, "format_version", value=1.0)
+
+
 @caught_as(BadHeader)
 def version_true(path: Path) -> None:
     """A version that equals 1 in Python and is not 1."""
@@ -523,7 +687,7 @@ def unknown_key(path: Path) -> None:
     _with(path, "\x1b[31mevil", value=1)
 
 
-@caught_as(BadHeader)
+@caught_as(TooLarge)
 def many_unknown_keys(path: Path) -> None:
     """Twenty thousand keys that version 1 does not have."""
     raw = Raw()
@@ -564,6 +728,84 @@ def contract_of_many_tokens(path: Path) -> None:
 
 
 @caught_as(BadHeader)
+def contract_that_formats(path: Path) -> None:
+    """A template that str.format would fill with a gigabyte of blanks."""
+    _with(path, "contract", "input_template", value="{source:>1000000000}")
+
+
+@caught_as(BadHeader)
+def contract_that_indexes(path: Path) -> None:
+    """A template that would look into what it is given."""
+    _with(path, "contract", "input_template", value="{source[0]}")
+
+
+@caught_as(BadHeader)
+def contract_that_converts(path: Path) -> None:
+    """A template that would call repr."""
+    _with(path, "contract", "input_template", value="{source!r}")
+
+
+@caught_as(BadHeader)
+def contract_of_jinja(path: Path) -> None:
+    """A template that runs Python where Jinja fills it outside a sandbox."""
+    _with(path, "contract", "input_template", value="{{ cycler.__init__.__globals__.os.popen('id').read() }}")
+
+
+@caught_as(BadHeader)
+def contract_with_a_chat_template(path: Path) -> None:
+    """A chat template of the file's own, where only the hash of the tokenizer's may stand."""
+    _with(path, "contract", "chat_template", value="{{ messages }}")
+
+
+@caught_as(BadHeader)
+def contract_of_another_target(path: Path) -> None:
+    """A target template that asks for a field which no target has."""
+    _with(path, "contract", "target_template", value="{secret}")
+
+
+@caught_as(TooLarge)
+def contract_of_long_template(path: Path) -> None:
+    """A template of 4,097 characters."""
+    _with(path, "contract", "input_template", value="x" * 4097)
+
+
+@caught_as(TooLarge)
+def contract_of_many_stops(path: Path) -> None:
+    """Seventeen stop texts, each looked for in every answer."""
+    _with(path, "contract", "stop", value=["x"] * 17)
+
+
+@caught_as(BadHeader)
+def contract_of_empty_stop(path: Path) -> None:
+    """A stop text of no characters, which every answer begins with."""
+    _with(path, "contract", "stop", value=[""])
+
+
+@caught_as(BadHeader)
+def contract_of_negative_lengths(path: Path) -> None:
+    """A source of minus one token: a slice that cuts from the other end."""
+    _with(path, "contract", "max_source_tokens", value=-1)
+
+
+@caught_as(TooLarge)
+def contract_of_many_beams(path: Path) -> None:
+    """A decoding of a thousand beams."""
+    _with(path, "contract", "decoding", value={"num_beams": 1000})
+
+
+@caught_as(BadHeader)
+def fingerprint_of_capitals(path: Path) -> None:
+    """A fingerprint that is equal only where letters' case is forgotten."""
+    _with(path, "base", "fingerprint", value="A" * 64)
+
+
+@caught_as(BadHeader)
+def fingerprint_with_a_line_break(path: Path) -> None:
+    """A fingerprint with a line break behind it, which a careless pattern lets through."""
+    _with(path, "base", "fingerprint", value="a" * 64 + "\n")
+
+
+@caught_as(BadHeader)
 def fingerprint_short(path: Path) -> None:
     """A fingerprint of twelve digits, of which many bases could be made."""
     _with(path, "base", "fingerprint", value="a" * 12)
@@ -573,6 +815,59 @@ def fingerprint_short(path: Path) -> None:
 def base_name_with_escapes(path: Path) -> None:
     """A base name that clears the terminal of whoever reads the error message."""
     _with(path, "base", "name", value="\x1b[2Jtiny")
+
+
+@caught_as(BadHeader)
+def base_name_with_a_line_break(path: Path) -> None:
+    """A base name that writes a second line into a log."""
+    _with(path, "base", "name", value="tiny\nepigraph: all is well")
+
+
+@caught_as(BadHeader)
+def base_name_backwards(path: Path) -> None:
+    """A base name that shows its letters in another order than they have."""
+    _with(path, "base", "name", value="tiny\u202ekcart")
+
+
+@caught_as(TooLarge)
+def base_name_long(path: Path) -> None:
+    """A base name of 257 characters."""
+    _with(path, "base", "name", value="x" * 257)
+
+
+@caught_as(BadHeader)
+def method_name_with_nul(path: Path) -> None:
+    """A method name that ends early where C reads it."""
+    _with(path, "method", "name", value="prefix-tuning\0")
+
+
+@caught_as(BadHeader)
+def site_with_path(path: Path) -> None:
+    """A site whose name climbs out of a folder."""
+    _with(path, "geometry", "sites", "../decoder.self", value=header()["geometry"]["sites"]["decoder.self"])
+
+
+@caught_as(BadTensor)
+def tensor_name_with_path(path: Path) -> None:
+    """A tensor whose name is a path, for a reader that unpacks to files."""
+    raw = Raw()
+    raw.tensors["../../../etc/cron.d/epigraph"] = ("F32", [1], ONE)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def tensor_name_with_escapes(path: Path) -> None:
+    """A tensor whose name would retitle the terminal."""
+    raw = Raw()
+    raw.tensors["\x1b]0;pwned\x07"] = ("F32", [1], ONE)
+    raw.tensors = dict(sorted(raw.tensors.items()))
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def extra_name_of_dots(path: Path) -> None:
+    """An extra tensor with an empty part in its name."""
+    _with(path, "extra", value={"head..weight": {"dtype": "F32", "shape": [1]}})
 
 
 @caught_as(BadHeader)
@@ -596,6 +891,42 @@ def text_starts_before_zero(path: Path) -> None:
     _with(path, "text_start", value=-1)
 
 
+@caught_as(TooLarge)
+def text_starts_beyond_all_positions(path: Path) -> None:
+    """Text that starts at 2^41 in a model without a table of positions."""
+    raw = Raw()
+    raw.fields["geometry"]["max_positions"] = None
+    raw.fields["text_start"] = 1 << 41
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def window_negative(path: Path) -> None:
+    """A window of minus one position."""
+    _with(path, "geometry", "sites", "decoder.self", 0, "window", value=-1)
+
+
+@caught_as(BadHeader)
+def head_dim_negative(path: Path) -> None:
+    """Heads of width minus three, one of them minus one: the product is right."""
+    raw = Raw()
+    for layer in raw.fields["geometry"]["sites"]["decoder.self"]:
+        layer |= {"num_kv_heads": -1, "head_dim": -3}
+    raw.write(path)
+
+
+@caught_as(TooLarge)
+def head_dim_huge(path: Path) -> None:
+    """Heads of width 2^62."""
+    _with(path, "geometry", "sites", "decoder.self", 0, "head_dim", value=1 << 62)
+
+
+@caught_as(BadHeader)
+def visibility_unknown(path: Path) -> None:
+    """A visibility that a lenient reader would take for its default."""
+    _with(path, "visibility", value="sometimes")
+
+
 @caught_as(BadHeader)
 def site_unknown(path: Path) -> None:
     """A site that no model has."""
@@ -614,10 +945,55 @@ def many_layers(path: Path) -> None:
     _with(path, "geometry", "sites", "decoder.self", value=header()["geometry"]["sites"]["decoder.self"][:1] * 1025)
 
 
-@caught_as(BadHeader)
+@caught_as(TooLarge)
 def many_wrong_layers(path: Path) -> None:
     """Thirty thousand layers that are each wrong in four ways, to drown the reader in its own messages."""
     _with(path, "geometry", "sites", "decoder.self", value=[{"a": 0}] * 30_000)
+
+
+@caught_as(TooLarge)
+def many_layers_over_two_sites(path: Path) -> None:
+    """Six hundred layers at each of two sites."""
+    raw = Raw()
+    layers = raw.fields["geometry"]["sites"]["decoder.self"][:1] * 600
+    raw.fields["geometry"]["sites"] = {"decoder.self": layers, "encoder.self": layers}
+    raw.write(path)
+
+
+@caught_as(TooLarge)
+def many_wrong_bases(path: Path) -> None:
+    """A hundred thousand allowed bases that are numbers: a hundred thousand messages."""
+    _with(path, "also_allowed_bases", value=[0] * 100_000)
+
+
+@caught_as(BadHeader)
+def some_wrong_bases(path: Path) -> None:
+    """Eight thousand allowed bases that are numbers, as many wrong values as the limit lets through."""
+    _with(path, "also_allowed_bases", value=[0] * 8_000)
+
+
+@caught_as(TooLarge)
+def many_extras(path: Path) -> None:
+    """Sixty-five extra tensors."""
+    _with(path, "extra", value={f"x{number}": {"dtype": "F32", "shape": [1]} for number in range(65)})
+
+
+@caught_as(BadHeader)
+def virtual_tokens_negative(path: Path) -> None:
+    """Minus two virtual tokens."""
+    _with(path, "num_virtual_tokens", value=-2)
+
+
+@caught_as(BadHeader)
+def virtual_tokens_with_a_point(path: Path) -> None:
+    """2.0 virtual tokens."""
+    _with(path, "num_virtual_tokens", value=2.0)
+
+
+@caught_as(BadHeader)
+def provenance_a_list(path: Path) -> None:
+    """Provenance that is no object."""
+    _with(path, "provenance", value=[1, 2])
 
 
 @caught_as(TooLarge)
@@ -688,6 +1064,39 @@ def extra_misshapen(path: Path) -> None:
     raw.fields["extra"] = {"head": {"dtype": "F32", "shape": [2]}}
     raw.tensors["extra.head"] = ("F32", [1], ONE)
     raw.write(path)
+
+
+def _with_extra(path: Path, shape: list[int], dtype: str, data: bytes) -> None:
+    raw = Raw()
+    raw.fields["extra"] = {"head": {"dtype": dtype, "shape": shape}}
+    raw.tensors["extra.head"] = (dtype, shape, data)
+    raw.write(path)
+
+
+@caught_as(TooLarge)
+def extra_of_many_sides(path: Path) -> None:
+    """An extra tensor of nine sides."""
+    raw = Raw()
+    raw.fields["extra"] = {"head": {"dtype": "F32", "shape": [1] * 9}}
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def extra_of_no_numbers(path: Path) -> None:
+    """An extra tensor of zero numbers."""
+    _with_extra(path, [0], "F32", b"")
+
+
+@caught_as(BadTensor)
+def extra_that_overflows(path: Path) -> None:
+    """An extra tensor of 2^160 numbers in four bytes."""
+    _with_extra(path, [1 << 20] * 8, "F32", ONE)
+
+
+@caught_as(BadTensor)
+def not_a_number_in_an_extra(path: Path) -> None:
+    """One NaN in an extra tensor."""
+    _with_extra(path, [1], "F32", NAN)
 
 
 @caught_as(BadTensor)
@@ -762,6 +1171,36 @@ def not_a_number(path: Path) -> None:
 def infinite(path: Path) -> None:
     """One infinity."""
     _with_number(path, INFINITY)
+
+
+@caught_as(BadTensor)
+def infinite_below(path: Path) -> None:
+    """One infinity below zero."""
+    _with_number(path, struct.pack("<f", float("-inf")))
+
+
+@caught_as(BadTensor)
+def not_a_number_with_a_message(path: Path) -> None:
+    """A signalling NaN with a payload, which a comparison with NaN's usual bits misses."""
+    _with_number(path, bytes.fromhex("efbeadff"))
+
+
+def _in_16_bits(path: Path, dtype: str, last: bytes) -> None:
+    raw = Raw()
+    raw.tensors = {name: (dtype, [2, 1, 3], bytes(10) + last) for name in (KEYS, VALUES)}
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def not_a_number_in_f16(path: Path) -> None:
+    """One NaN in half precision."""
+    _in_16_bits(path, "F16", struct.pack("<e", float("nan")))
+
+
+@caught_as(BadTensor)
+def infinite_in_bf16(path: Path) -> None:
+    """One infinity in bfloat16."""
+    _in_16_bits(path, "BF16", bytes.fromhex("807f"))
 
 
 @caught_as(BadTensor)

@@ -27,13 +27,16 @@ def find(path: str | os.PathLike[str]) -> Path:
     """
     given = Path(path)
     inside = given / FILE_NAME
-    if given.is_dir():
-        if inside.is_file():
+    # os.path, not pathlib: its questions have no errors, whatever the name is and whoever owns the folder.
+    if os.path.isdir(given):
+        if os.path.isfile(inside):
             return inside
         raise NotAnArtifact(f"{shown(given, 500)} is a folder without {FILE_NAME}; give a file or a training output")
-    if given.exists():
+    if os.path.lexists(given):
         return given
-    raise NotAnArtifact(f"{shown(given, 500)} does not exist, expected an artifact file or a folder that holds one")
+    raise NotAnArtifact(
+        f"{shown(given, 500)} does not exist or cannot be seen, expected an artifact file or a folder that holds one"
+    )
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -41,11 +44,11 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises what :func:`load` raises.
     """
-    artifact, header = read(path)
+    artifact, header, num_bytes = read(path)
     layers = [layer for _, _, layer in artifact.prefix.layers()]
     return header.model_dump(mode="json") | {
         "file": str(path),
-        "num_bytes": Path(path).stat().st_size,
+        "num_bytes": num_bytes,
         "num_numbers": artifact.prefix.num_numbers,
         "num_layers_stored": len(layers),
         "dtype": str(layers[0].keys_PKH.dtype).removeprefix("torch."),

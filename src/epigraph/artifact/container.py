@@ -7,12 +7,15 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from epigraph.artifact.header import KEY, parse_json
+from epigraph.artifact.header import KEY, MAX_VALUE_CHARS, parse_json
 from epigraph.artifact.messages import explained, shown
 from epigraph.errors import BadHeader, NotAnArtifact, TooLarge, Truncated
 
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 4096
+# What the other limits come to: a row of the table has at most 15 of these characters, the epigraph header any number.
+MARKS = "{[,"
+MAX_MARKS = MAX_VALUE_CHARS + 15 * MAX_TENSORS
 
 _MAGIC = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes it with a pickle inside"),
@@ -47,7 +50,12 @@ _TABLE = TypeAdapter(dict[str, Entry])
 
 def read_table(file: BinaryIO, size: int) -> tuple[dict[str, Entry], str]:
     """The tensor table and the value of the metadata key."""
-    outer = parse_json(_read_safetensors_header(file, size), "the safetensors header")
+    text = _read_safetensors_header(file, size)
+    # Counted before anything is parsed: four million empty objects would take seconds and hundreds of megabytes.
+    marks = sum(text.count(mark) for mark in MARKS)
+    if marks > MAX_MARKS:
+        raise TooLarge(f"the safetensors header has {marks} brackets, braces and commas, expected at most {MAX_MARKS}")
+    outer = parse_json(text, "the safetensors header")
     metadata = outer.pop("__metadata__", None)
     if not isinstance(metadata, dict) or KEY not in metadata:
         raise NotAnArtifact(f"is {_safetensors_kind(outer)}, without the metadata key {KEY!r}")

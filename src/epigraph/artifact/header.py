@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,8 @@ MAX_VALUE_CHARS = 1 << 18
 MAX_DEPTH = 32
 MAX_LAYERS = 1024
 MAX_VIRTUAL_TOKENS = 65_536
+# More than the other limits come to: 1,024 layers of three values each, and everything else under a thousand.
+MAX_FIXED_VALUES = 8_192
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
 
 _OVER_A_LIMIT = {"too_large", "too_long", "string_too_long", "less_than_equal"}
@@ -60,7 +62,7 @@ class LayerPart(_Part):
 class GeometryPart(_Part):
     """What must match between the artifact and a model, as :class:`epigraph.virtual.Geometry`."""
 
-    # fail_fast: a hundred thousand wrong layers must not become a hundred thousand messages.
+    # fail_fast: a thousand wrong layers must not become a thousand messages.
     sites: Annotated[
         dict[Site, Annotated[tuple[LayerPart, ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True)]],
         Field(min_length=1),
@@ -228,6 +230,7 @@ def parse_header(text: str) -> tuple[Header, dict[str, Any]]:
     _check_version(fields.get("format_version"))
     if canonical(fields) != text:
         raise BadHeader(f"the {KEY} header is not in canonical form (sorted keys, no spaces)")
+    _check_fixed_values(fields)
     try:
         return Header.model_validate_json(text, strict=True), fields
     except ValidationError as error:
@@ -243,14 +246,35 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """The objects and lists in ``value``, level by level from the outside."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    while level:
+        yield level
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+
+
 def _check_depth(value: Any, what: str) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        insides = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, (dict, list))]
-        level = [x for inside in insides for x in inside]
-        if not level:
-            return
-    raise TooLarge(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    for depth, _ in enumerate(_levels(value), start=1):
+        if depth > MAX_DEPTH:
+            raise TooLarge(f"{what} is nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_fixed_values(fields: Mapping[str, Any]) -> None:
+    # Each wrong value becomes an error with a copy of it: a hundred thousand would take a hundred megabytes.
+    method = fields.get("method")
+    fixed = {**fields, "provenance": None, "method": {**method, "config": None} if isinstance(method, dict) else method}
+    count = sum(len(x) for level in _levels(fixed) for x in level)
+    if count > MAX_FIXED_VALUES:
+        raise TooLarge(
+            f"the {KEY} header has {count} values beside method.config and provenance, "
+            f"expected at most {MAX_FIXED_VALUES}"
+        )
 
 
 def _check_version(version: object) -> None:

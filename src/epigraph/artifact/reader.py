@@ -54,8 +54,8 @@ def load(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> Ar
     return read(path, max_bytes=max_bytes)[0]
 
 
-def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> tuple[Artifact, Header]:
-    """As :func:`load`, with the header, which also knows the content hash."""
+def read(path: str | os.PathLike[str], *, max_bytes: int = MAX_FILE_BYTES) -> tuple[Artifact, Header, int]:
+    """As :func:`load`, with the header, which also knows the content hash, and the size of the file in bytes."""
     try:
         with _opened(Path(path)) as file:
             return _read(file, max_bytes)
@@ -76,6 +76,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotAnArtifact("is a folder, a pipe or a device, expected a file")
+    # A file of some file systems may answer "not now" too, which is no answer to a reader.
+    os.set_blocking(descriptor, True)
     with os.fdopen(descriptor, "rb") as file:
         try:
             yield file
@@ -83,7 +85,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
             raise NotAnArtifact(f"cannot be read ({reason(error)})") from error
 
 
-def _read(file: BinaryIO, max_bytes: int) -> tuple[Artifact, Header]:
+def _read(file: BinaryIO, max_bytes: int) -> tuple[Artifact, Header, int]:
     size = os.fstat(file.fileno()).st_size
     table, value = read_table(file, size)
     if size > max_bytes:
@@ -96,7 +98,7 @@ def _read(file: BinaryIO, max_bytes: int) -> tuple[Artifact, Header]:
     found = content_hash(fields, tensors)
     if found != header.content_hash:
         raise ContentMismatch(f"the content hash is {found[:12]}, expected {header.content_hash[:12]}")
-    return _artifact(header, {name: from_stored(name, x) for name, x in tensors.items()}), header
+    return _artifact(header, {name: from_stored(name, x) for name, x in tensors.items()}), header, size
 
 
 def _check_pairs(header: Header, table: Mapping[str, Entry]) -> None:

@@ -12,6 +12,7 @@ from epigraph.artifact.messages import shown
 from epigraph.errors import BadTensor
 
 DTYPES: Mapping[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHECKED_AT_ONCE = 1 << 18
 _NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -40,9 +41,11 @@ def from_stored(name: str, stored: StoredTensor) -> Tensor:
 
 
 def _check_finite(name: str, tensor: Tensor, advice: str = "") -> None:
+    numbers = tensor.detach().reshape(-1)
     # The rounded copy too: a float32 number above the largest bfloat16 would be infinite in the model that uses it.
-    for what, numbers in (("", tensor), (" in bfloat16", tensor.detach().to(torch.bfloat16))):
-        count = int((~torch.isfinite(numbers)).sum())
+    for what, dtype in (("", tensor.dtype), (" in bfloat16", torch.bfloat16)):
+        # In pieces: a check of a large tensor must not take more memory than the tensor.
+        count = sum(int((~torch.isfinite(piece.to(dtype))).sum()) for piece in numbers.split(_CHECKED_AT_ONCE))
         if count:
             raise BadTensor(
                 f"tensor {shown(name)} has {count} of {numbers.numel()} numbers that are not finite{what}{advice}"

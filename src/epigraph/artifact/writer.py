@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from epigraph.artifact.messages import explained, reason, shown
 from epigraph.artifact.tensors import to_stored
 from epigraph.artifact.value import Artifact
 from epigraph.errors import ArtifactError, BadHeader, BadTensor, CannotWrite
+from epigraph.files import write_whole
 
 _ALIGNMENT = 8
 _JSON_OBJECT = TypeAdapter(dict[str, JsonValue])
@@ -128,29 +127,8 @@ def _layout(value: str, tensors: Mapping[str, StoredTensor]) -> list[bytes | byt
 
 def _write(target: Path, pieces: list[bytes | bytearray | memoryview]) -> None:
     try:
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            # Opened by hand rather than by tempfile, so that the file gets the permissions the user's umask gives.
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-            with os.fdopen(descriptor, "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(target, pieces)
     except (OSError, ValueError) as error:
         raise CannotWrite(
             f"{reason(error)}; make room, or choose a folder that exists and that you may write"
         ) from error
-    # The file is whole by now: a folder that cannot be synced only means that a power cut may undo its new name.
-    with contextlib.suppress(OSError):
-        _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -68,7 +68,8 @@ def _examples(artifact: Path, task: str | None, data: Path | None, split: str, l
         _check_alone(task, split)
         chosen = own_data(data, None, data, data.stem)
     else:
-        trained_on = load(find(artifact)).provenance.get("data", {}).get("task")
+        said = load(find(artifact)).provenance.get("data")
+        trained_on = said.get("task") if isinstance(said, dict) else None
         if task is None and trained_on is None:
             raise BadValue(
                 "the artifact was trained on rows of its own, no named task; give --data FILE or --task NAME"

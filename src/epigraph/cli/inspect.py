@@ -28,7 +28,8 @@ def inspect(
 def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:
     sites = {site: len(layers) for site, layers in found["geometry"]["sites"].items()}
     provenance, contract = found["provenance"], found["contract"]
-    data = provenance.get("data", {})
+    # Provenance is whatever the file's author wrote; the format does not say what is in it.
+    data, scores = (x if isinstance(x, dict) else {} for x in (provenance.get("data"), provenance.get("dev")))
     return {
         "method": f"{found['method']['name']}, {found['num_virtual_tokens']} virtual tokens, {found['visibility']}",
         "base": f"{found['base']['name']} ({found['base']['fingerprint'][:12]})",
@@ -39,6 +40,10 @@ def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:
         if contract["chat_template_hash"] is None
         else f"chat template {contract['chat_template_hash'][:12]}",
         "trained on": f"{data.get('task') or data.get('file') or 'not said'}, {provenance.get('created', 'not said')}",
-        "development": ", ".join(f"{name} {value:.4g}" for name, value in provenance.get("dev", {}).items()) or "none",
+        "development": ", ".join(f"{name} {_number(value)}" for name, value in scores.items()) or "none",
         "content hash": found["content_hash"][:12],
     }
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -20,8 +20,10 @@ def load_causal(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel,
         with quiet():
             if found.gguf_file:
                 return load_gguf(found.folder / found.gguf_file, dtype)
-            tokenizer = AutoTokenizer.from_pretrained(found.folder)
-            return AutoModelForCausalLM.from_pretrained(found.folder, dtype=dtype), tokenizer
+            # Code that comes with a checkpoint is not run, whatever transformers' default is one day.
+            tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=dtype, trust_remote_code=False)
+            return model, tokenizer
     except (OSError, ValueError, KeyError, RuntimeError) as wrong:
         first = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
         raise UnsupportedModel(f"{found.name} could not be loaded as a causal language model: {first}") from wrong
