@@ -1,4 +1,4 @@
-"""E2E with 500 pairs: what a user gets by default, against random first values and the untouched model.
+"""E2E with few pairs: what a user gets by default, against random first values and the untouched model.
 
 Runs the real command, one process at a time; finished runs are kept in --folder and not run again. Writes one JSON
 file with machine and versions. About an hour on two cores.
@@ -19,7 +19,7 @@ from epigraph.train.record import machine, versions, write_json
 SEEDS = (1, 2, 3)
 TRAIN = (
     "--model smollm2-135m --task e2e --method prefix-tuning --num-virtual-tokens 10 "
-    "--limit 500 --steps 200 --batch-size 8"
+    "--limit {limit} --steps 200 --batch-size 8"
 )
 SYSTEMS = {
     "text KV (default)": [],
@@ -30,6 +30,7 @@ SYSTEMS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=500, help="training pairs; a folder holds runs of one number")
     parser.add_argument("--folder", type=Path, default=Path("runs/e2e"))
     parser.add_argument("--split", default="test")
     parser.add_argument("--only", choices=SYSTEMS, help="run this system and write nothing, to share the work")
@@ -41,7 +42,7 @@ def main() -> None:
     rows = [run(system, flags, seed, options) for system, flags in SYSTEMS.items() for seed in SEEDS]
     bare = evaluate(options.folder / f"text-kv-default-{SEEDS[0]}", options.split, "--untouched")
     found = {
-        "train": f"epigraph train {TRAIN} --seed S --out DIR",
+        "train": f"epigraph train {TRAIN.format(limit=options.limit)} --seed S --out DIR",
         "evaluate": f"epigraph evaluate DIR --task e2e --split {options.split}",
         "untouched": {"scores": bare["scores"], "intervals": bare["intervals"]},
         "runs": rows,
@@ -76,7 +77,16 @@ def run(system: str, flags: list[str], seed: int, options: argparse.Namespace) -
     name = "".join(x if x.isalnum() else "-" for x in system.lower()).replace("--", "-").strip("-")
     out = options.folder / f"{name}-{seed}"
     if not (out / "summary.json").exists():
-        epigraph("train", *TRAIN.split(), *flags, "--seed", str(seed), "--out", str(out), "--overwrite")
+        epigraph(
+            "train",
+            *TRAIN.format(limit=options.limit).split(),
+            *flags,
+            "--seed",
+            str(seed),
+            "--out",
+            str(out),
+            "--overwrite",
+        )
     summary = json.loads((out / "summary.json").read_text())
     scores = evaluate(out, options.split)
     print(f"{system}, seed {seed}: BLEU {scores['scores']['bleu']:.1f}", file=sys.stderr)

@@ -28,5 +28,6 @@ def test_there_are_records() -> None:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
 def test_the_page_shows_the_record(record: Path) -> None:
-    table = benchmark(record.stem).table(json.loads(record.read_text()))
+    # e2e-100.json is of e2e.py, with another setting.
+    table = benchmark(record.stem.partition("-")[0]).table(json.loads(record.read_text()))
     assert table in (ROOT / "docs" / "results.md").read_text()
