@@ -40,26 +40,26 @@ KILLS = 50
 Tables = dict[str, Any]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are added in an order that the number of threads decides, and the processes here have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     return resume_job.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
-def whole(tables: Tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tables: Tables, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     go(tables, folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums are added in an order that the number of threads decides, and the processes here have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def go(tables: Tables, folder: Path, report: Callable[[Mapping[str, Any]], None] = lambda _: None) -> dict[str, Any]:
