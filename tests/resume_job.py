@@ -13,7 +13,8 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 from epigraph import files
 from epigraph.train import checkpoint
-from epigraph.train.prepare import make_method, prepare
+from epigraph.train.build import make_method
+from epigraph.train.prepare import prepare
 from epigraph.train.recipe import check_recipe
 from epigraph.train.run import run
 

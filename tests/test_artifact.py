@@ -22,14 +22,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attacks.make import ATTACKS, KEYS, Raw
+from attacks.make import ATTACKS, KEYS, Raw, soft
 from epigraph import errors
 from epigraph.artifact import FILE_NAME, Artifact, find, inspect, load, save
 from epigraph.artifact.container import Entry
 from epigraph.artifact.header import MAX_VALUE_CHARS
 from epigraph.artifact.reader import _read_tensors
 from epigraph.contract import Decoding, TextContract
-from epigraph.virtual import SITES, VISIBILITIES, Geometry, KVPrefix, LayerGeometry, LayerKV, PositionKind
+from epigraph.virtual import (
+    SITES,
+    VISIBILITIES,
+    Geometry,
+    KVPrefix,
+    LayerGeometry,
+    LayerKV,
+    PositionKind,
+    SoftPrompt,
+    VirtualTokens,
+)
 
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -40,7 +50,7 @@ def tiny(**changes: Any) -> Artifact:
     layers = (LayerGeometry(num_kv_heads=1, head_dim=2), LayerGeometry(num_kv_heads=1, head_dim=2, window=8))
     stored = LayerKV(keys_PKH=torch.tensor([[[1.0, 2.0]]]), values_PKH=torch.tensor([[[0.5, -0.5]]]))
     artifact = Artifact(
-        prefix=KVPrefix(sites={"decoder.self": (stored, None)}, text_start=1),
+        tokens=KVPrefix(sites={"decoder.self": (stored, None)}, text_start=1),
         geometry=Geometry(sites={"decoder.self": layers}, embedding_dim=4, position_kind="rotary", max_positions=64),
         contract=TextContract(),
         base_name="tiny",
@@ -71,17 +81,26 @@ def _bits(x: Tensor) -> Tensor:
 def assert_same(got: Artifact, want: Artifact, dtype: torch.dtype) -> None:
     """Every field equal, every number the bits of ``want`` in ``dtype``."""
     for field in dataclasses.fields(Artifact):
-        if field.name not in ("prefix", "extra"):
+        if field.name not in ("tokens", "extra"):
             assert getattr(got, field.name) == getattr(want, field.name), field.name
-    assert (got.prefix.text_start, got.prefix.visibility) == (want.prefix.text_start, want.prefix.visibility)
-    ours = {(site, number): layer for site, number, layer in got.prefix.layers()}
-    theirs = {(site, number): layer for site, number, layer in want.prefix.layers()}
+    assert_same_tokens(got.tokens, want.tokens, dtype)
+    assert got.extra.keys() == want.extra.keys()
+    assert all(same_bits(got.extra[name], x) for name, x in want.extra.items())
+
+
+def assert_same_tokens(got: VirtualTokens, want: VirtualTokens, dtype: torch.dtype) -> None:
+    if isinstance(want, SoftPrompt):
+        assert isinstance(got, SoftPrompt)
+        assert same_bits(got.embeddings_PE, want.embeddings_PE.to(dtype))
+        return
+    assert isinstance(got, KVPrefix)
+    assert (got.text_start, got.visibility) == (want.text_start, want.visibility)
+    ours = {(site, number): layer for site, number, layer in got.layers()}
+    theirs = {(site, number): layer for site, number, layer in want.layers()}
     assert ours.keys() == theirs.keys()
     for place, layer in ours.items():
         assert same_bits(layer.keys_PKH, theirs[place].keys_PKH.to(dtype))
         assert same_bits(layer.values_PKH, theirs[place].values_PKH.to(dtype))
-    assert got.extra.keys() == want.extra.keys()
-    assert all(same_bits(got.extra[name], x) for name, x in want.extra.items())
 
 
 # What is saved comes back
@@ -138,15 +157,19 @@ def artifacts(draw: st.DrawFn) -> Artifact:
             max_size=2,
         )
     )
+    embedding_dim = draw(st.integers(1, 64))
+    prefix = KVPrefix(
+        sites=sites,
+        text_start=draw(st.integers(0, (max_positions or 2048) - 1)),
+        visibility=draw(st.sampled_from(VISIBILITIES)),
+    )
+    fits = max_positions is None or max_positions > P
+    soft = SoftPrompt(embeddings_PE=_numbers(seed, (P, embedding_dim), torch.float32))
     return Artifact(
-        prefix=KVPrefix(
-            sites=sites,
-            text_start=draw(st.integers(0, (max_positions or 2048) - 1)),
-            visibility=draw(st.sampled_from(VISIBILITIES)),
-        ),
+        tokens=draw(st.sampled_from([prefix, soft] if fits else [prefix])),
         geometry=Geometry(
             sites=shapes,
-            embedding_dim=draw(st.integers(1, 64)),
+            embedding_dim=embedding_dim,
             position_kind=draw(st.sampled_from(get_args(PositionKind))),
             max_positions=max_positions,
         ),
@@ -182,16 +205,16 @@ def test_a_site_without_tensors_comes_back_as_a_row_of_none(tmp_path: Path) -> N
         sites={"decoder.self": (layer, layer), "encoder.self": (layer,)}, embedding_dim=4, position_kind="none"
     )
     save(tiny(geometry=geometry), tmp_path / FILE_NAME)
-    assert load(tmp_path / FILE_NAME).prefix.sites["encoder.self"] == (None,)
+    assert load(tmp_path / FILE_NAME).tokens.sites["encoder.self"] == (None,)
 
 
 def test_trained_tensors_are_saved_without_their_graph_and_their_strides(tmp_path: Path) -> None:
     keys = torch.randn(2, 1, 1, requires_grad=True)
     stored = LayerKV(keys_PKH=keys.transpose(0, 2), values_PKH=keys.transpose(0, 2) * 2)
     save(
-        tiny(prefix=KVPrefix(sites={"decoder.self": (stored, None)}, text_start=1)), tmp_path / FILE_NAME, torch.float32
+        tiny(tokens=KVPrefix(sites={"decoder.self": (stored, None)}, text_start=1)), tmp_path / FILE_NAME, torch.float32
     )
-    loaded = next(layer for _, _, layer in load(tmp_path / FILE_NAME).prefix.layers())
+    loaded = next(layer for _, _, layer in load(tmp_path / FILE_NAME).tokens.layers())
     assert torch.equal(loaded.keys_PKH, keys.transpose(0, 2))
     assert not loaded.keys_PKH.requires_grad
 
@@ -199,8 +222,8 @@ def test_trained_tensors_are_saved_without_their_graph_and_their_strides(tmp_pat
 def test_loaded_tensors_own_their_memory_and_can_be_written(tmp_path: Path) -> None:
     save(tiny(), tmp_path / FILE_NAME)
     first, second = load(tmp_path / FILE_NAME), load(tmp_path / FILE_NAME)
-    next(first.prefix.layers())[2].keys_PKH.zero_()
-    assert next(second.prefix.layers())[2].keys_PKH[0, 0, 0] == 1
+    next(first.tokens.layers())[2].keys_PKH.zero_()
+    assert next(second.tokens.layers())[2].keys_PKH[0, 0, 0] == 1
 
 
 def smollm2_like() -> Artifact:
@@ -208,7 +231,7 @@ def smollm2_like() -> Artifact:
     layers = tuple(LayerGeometry(num_kv_heads=3, head_dim=64) for _ in range(30))
     stored = tuple(LayerKV(keys_PKH=torch.randn(10, 3, 64), values_PKH=torch.randn(10, 3, 64)) for _ in layers)
     return tiny(
-        prefix=KVPrefix(sites={"decoder.self": stored}, text_start=10),
+        tokens=KVPrefix(sites={"decoder.self": stored}, text_start=10),
         geometry=Geometry(
             sites={"decoder.self": layers}, embedding_dim=576, position_kind="rotary", max_positions=8192
         ),
@@ -280,8 +303,14 @@ def test_the_specification_names_every_error() -> None:
 def test_the_attacks_stand_on_a_sound_file(tmp_path: Path) -> None:
     Raw().write(tmp_path / FILE_NAME)
     artifact = load(tmp_path / FILE_NAME)
-    assert artifact.prefix.num_virtual_tokens == 2
+    assert isinstance(artifact.tokens, KVPrefix)
+    assert artifact.tokens.num_virtual_tokens == 2
     assert artifact.contract == TextContract()
+    soft().write(tmp_path / FILE_NAME)
+    tokens = load(tmp_path / FILE_NAME).tokens
+    assert isinstance(tokens, SoftPrompt)
+    assert torch.equal(tokens.embeddings_PE, torch.ones(2, 8))
+    assert inspect(tmp_path / FILE_NAME)["num_numbers"] == 16
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -370,7 +399,7 @@ def test_the_limits_on_counts_exclude_no_file_that_the_others_allow(tmp_path: Pa
     assert MAX_VALUE_CHARS - 4 < len(raw.text()) <= MAX_VALUE_CHARS
     raw.write(tmp_path / FILE_NAME)
     artifact = load(tmp_path / FILE_NAME)
-    assert len(list(artifact.prefix.layers())) == 1024
+    assert len(list(artifact.tokens.layers())) == 1024
     assert len(artifact.extra) == 64
 
 
@@ -564,7 +593,7 @@ def test_numbers_that_are_or_become_infinite_are_not_saved(
     number: float, from_dtype: torch.dtype, to_dtype: torch.dtype, words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(errors.BadTensor, match=words):
-        save(tiny(prefix=prefix_of(number, from_dtype)), tmp_path / FILE_NAME, to_dtype)
+        save(tiny(tokens=prefix_of(number, from_dtype)), tmp_path / FILE_NAME, to_dtype)
     assert snapshot(tmp_path) == {}
 
 
@@ -575,8 +604,8 @@ def test_numbers_that_are_or_become_infinite_are_not_saved(
         ({"extra": {"head": torch.tensor([1])}}, errors.BadTensor, "dtype is torch.int64"),
         ({"extra": {"../head": torch.ones(1)}}, errors.BadHeader, "extra"),
         ({"extra": {"head": torch.ones(0)}}, errors.BadHeader, "extra.head.shape"),
-        ({"prefix": KVPrefix(sites={"decoder.self": (None, None)}, text_start=1)}, errors.BadTensor, "no layer"),
-        ({"prefix": KVPrefix(sites={"decoder.self": (None,)}, text_start=1)}, errors.GeometryMismatch, "2 layers"),
+        ({"tokens": KVPrefix(sites={"decoder.self": (None, None)}, text_start=1)}, errors.BadTensor, "no layer"),
+        ({"tokens": KVPrefix(sites={"decoder.self": (None,)}, text_start=1)}, errors.GeometryMismatch, "2 layers"),
         ({"base_fingerprint": "a" * 12}, errors.BadHeader, "base.fingerprint"),
         ({"base_name": "x\n"}, errors.BadHeader, "base.name"),
         ({"provenance": {"created": float("nan")}}, errors.BadHeader, "JSON"),

@@ -336,3 +336,46 @@ def test_python_is_told_what_generate_takes(trained: Path) -> None:
         tuned.generate("1+1")
     with pytest.raises(BadValue, match="batch_size is 0, expected 1 or more"):
         tuned.generate(["1+1"], batch_size=0)
+
+
+@pytest.mark.parametrize("parameterization", ["raw", "residual", "mlp"])
+def test_prompt_tuning_from_rows_to_answers(
+    model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], parameterization: str
+) -> None:
+    """Trained, stored as embeddings, evaluated, inspected; and one prompt starts from another (SPoT)."""
+    out = tmp_path / "prompt"
+    flags = ["--method", "prompt-tuning", "--parameterization", parameterization, "--lr", "0.05"]
+    code, printed, err = run(capsys, *train_words(model, rows, out, "--json"), *flags, "method.mlp_width=16")
+    assert code == 0, err
+    summary = json.loads(printed)
+    assert (summary["method"], summary["stored_numbers"]) == ("prompt-tuning", 4 * 64)
+    steps = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    code, printed, err = run(capsys, "evaluate", str(out), "--data", rows, "--precision", "fp32", "--json")
+    assert code == 0, err
+    assert json.loads(printed)["num_examples"] == len(SUMS)
+    code, printed, err = run(capsys, "inspect", str(out), "--json")
+    assert code == 0, err
+    assert (json.loads(printed)["kind"], json.loads(printed)["num_numbers"]) == ("soft", 4 * 64)
+    spot = ["method.initial=artifact", f"method.initial_path={out}"]
+    flags = ["--method", "prompt-tuning", *spot]
+    code, _, err = run(capsys, *train_words(model, rows, tmp_path / "from"), *flags)
+    assert code == 0, err
+    first = json.loads((tmp_path / "from" / "steps.jsonl").read_text().splitlines()[0])
+    assert first["loss"] < steps[0]["loss"]
+
+
+def test_a_prompt_does_not_start_from_keys_and_values(
+    trained: Path, model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--method", "prompt-tuning", "method.initial=artifact", f"method.initial_path={trained}"]
+    answer = fails(capsys, *train_words(model, rows, tmp_path / "from"), *flags)
+    assert "holds keys and values, prompt-tuning starts from embeddings" in answer
+
+
+def test_adafactor_trains(model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--method", "prompt-tuning", "training.optimizer=adafactor", "training.schedule=constant"]
+    code, _, err = run(capsys, *train_words(model, rows, tmp_path / "out"), *flags, "--lr", "0.3")
+    assert code == 0, err
+    steps = [json.loads(line) for line in (tmp_path / "out" / "steps.jsonl").read_text().splitlines()]
+    assert steps[-1]["loss"] < 0.9 * steps[0]["loss"]

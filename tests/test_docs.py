@@ -26,7 +26,7 @@ from epigraph import errors
 from epigraph.errors import DataError, EpigraphError
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import TASKS, own_data
-from epigraph.train.recipe import DEFAULT_LR, Recipe, known_keys
+from epigraph.train.recipe import DEFAULT_LR, METHODS, Recipe, known_keys
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -104,24 +104,32 @@ def test_commands_and_flags_in_examples_are_real(paste: dict[str, Any]) -> None:
 ROW = re.compile(r"^\| `([a-z_.]+)` \| (.+?) \| (.+?) \| (.+) \|$", re.MULTILINE)
 
 
-def documented_keys() -> dict[str, str]:
-    """Every key of docs/recipes.md with its default as written there."""
-    return {key: default for key, _, default, _ in ROW.findall(page("recipes.md"))}
+def documented() -> dict[tuple[str, str], tuple[str, str]]:
+    """The cells for type and default of every key of docs/recipes.md, by its method, or "", and the key."""
+    found = {}
+    for section in re.split(r"^(?=#+ )", page("recipes.md"), flags=re.MULTILINE):
+        title = section.split("\n", 1)[0].lstrip("# ")
+        for key, kind, default, _ in ROW.findall(section):
+            found[title if title in METHODS else "", key] = (kind, default)
+    return found
+
+
+def recipe_fields() -> dict[tuple[str, str], Any]:
+    """Every field of a recipe, by the method it belongs to, or "", and its dotted key."""
+    found: dict[tuple[str, str], Any] = {("", name): Recipe.model_fields[name] for name in ("model", "attention")}
+    for table in ("data", "training", "text"):
+        part = Recipe.model_fields[table].annotation
+        assert part is not None
+        assert issubclass(part, BaseModel)
+        found |= {("", f"{table}.{name}"): field for name, field in part.model_fields.items()}
+    for method, config in METHODS.items():
+        found |= {(method, f"method.{name}"): field for name, field in config.model_fields.items()}
+    return found
 
 
 def test_every_recipe_key_is_documented_and_no_other() -> None:
-    assert sorted(documented_keys()) == sorted(known_keys())
-
-
-def field_of(key: str) -> Any:
-    """The field that a dotted key names."""
-    fields: Any = Recipe.model_fields
-    *table, name = key.split(".")
-    if table:
-        part = fields[table[0]].annotation
-        assert issubclass(part, BaseModel)
-        fields = part.model_fields
-    return fields[name]
+    assert sorted(documented()) == sorted(recipe_fields())
+    assert {key for _, key in recipe_fields()} == set(known_keys())
 
 
 def choices(annotation: Any) -> set[str]:
@@ -131,32 +139,31 @@ def choices(annotation: Any) -> set[str]:
     return {x for inner in get_args(annotation) for x in choices(inner)}
 
 
-@pytest.mark.parametrize("key", [key for key in known_keys() if choices(field_of(key).annotation)])
-def test_every_choice_of_a_key_is_documented_and_no_other(key: str) -> None:
-    [type_cell] = [cell for name, cell, _, _ in ROW.findall(page("recipes.md")) if name == key]
-    assert set(re.findall(r'`"([^"]+)"`', type_cell)) == choices(field_of(key).annotation)
+@pytest.mark.parametrize("key", [key for key, field in recipe_fields().items() if choices(field.annotation)])
+def test_every_choice_of_a_key_is_documented_and_no_other(key: tuple[str, str]) -> None:
+    type_cell, _ = documented()[key]
+    assert set(re.findall(r'`"([^"]+)"`', type_cell)) == choices(recipe_fields()[key].annotation)
 
 
 def test_every_method_has_a_page_of_its_name() -> None:
-    names = choices(field_of("method.name").annotation)
-    assert names
-    for name in names:
+    assert METHODS
+    for name in METHODS:
         assert f"[{name}.md]({name}.md)" in page("recipes.md")
         assert page(f"{name}.md").startswith("# ")
 
 
-@pytest.mark.parametrize("key", known_keys())
-def test_the_documented_default_is_the_real_one(key: str) -> None:
-    written, real = documented_keys()[key], field_of(key).default
+@pytest.mark.parametrize("key", recipe_fields())
+def test_the_documented_default_is_the_real_one(key: tuple[str, str]) -> None:
+    _, written = documented()[key]
+    real = recipe_fields()[key].default
     value = None if written == "none" else tomllib.loads(f"value = {written.strip('`')}")["value"]
     assert value == (list(real) if isinstance(real, tuple) else real)
 
 
-def test_the_documented_learning_rates_are_the_real_ones() -> None:
-    rates = dict(re.findall(r"^\| `(raw|mlp|mlp-code)` \| ([\d.e-]+) \|$", page("prefix-tuning.md"), re.MULTILINE))
-    assert {name: float(x) for name, x in rates.items()} == DEFAULT_LR
-    line = next(x for x in page("recipes.md").splitlines() if x.startswith("| `training.lr`"))
-    assert {name: float(x) for name, x in re.findall(r"`(raw|mlp|mlp-code)` ([\d.e-]+)", line)} == DEFAULT_LR
+@pytest.mark.parametrize("method", METHODS)
+def test_the_documented_learning_rates_are_the_real_ones(method: str) -> None:
+    rates = dict(re.findall(r"^\| `([a-z-]+)` \| ([\d.e-]+) \|$", page(f"{method}.md"), re.MULTILINE))
+    assert {name: float(x) for name, x in rates.items()} == DEFAULT_LR[method]
 
 
 def test_examples_of_recipes_are_recipes() -> None:

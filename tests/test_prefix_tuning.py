@@ -44,7 +44,7 @@ def saved_and_loaded(frozen: FrozenModel, prefix: KVPrefix, folder: Path) -> KVP
     from epigraph.contract import TextContract
 
     content = artifact.Artifact(
-        prefix=prefix,
+        tokens=prefix,
         geometry=frozen.geometry,
         contract=TextContract(),
         base_name=frozen.name,
@@ -56,7 +56,7 @@ def saved_and_loaded(frozen: FrozenModel, prefix: KVPrefix, folder: Path) -> KVP
     )
     path = folder / "artifact.safetensors"
     artifact.save(content, path, dtype=torch.float32)
-    return artifact.load(path).prefix
+    return artifact.load(path).tokens
 
 
 def test_shapes_of_the_papers_text_and_of_its_code() -> None:

@@ -29,8 +29,9 @@ from epigraph.errors import CannotWrite, Interrupted, NothingToResume, OutputExi
 from epigraph.frozen.inputs import Codec
 from epigraph.train import checkpoint
 from epigraph.train.batches import endless
+from epigraph.train.build import make_method
 from epigraph.train.folder import alone, check_output
-from epigraph.train.prepare import make_method, prepare
+from epigraph.train.prepare import prepare
 from epigraph.train.recipe import check_recipe
 from epigraph.train.run import run
 from epigraph.train.state import State
@@ -79,7 +80,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_prefix(folder: Path, whole: Path) -> None:
-    one, other = (artifact.load(x / artifact.FILE_NAME).prefix for x in (folder, whole))
+    one, other = (artifact.load(x / artifact.FILE_NAME).tokens for x in (folder, whole))
     for (_, _, a), (_, _, b) in zip(one.layers(), other.layers(), strict=True):
         assert torch.equal(a.keys_PKH, b.keys_PKH)
         assert torch.equal(a.values_PKH, b.values_PKH)

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from epigraph.errors import EpigraphError, UserError
     from epigraph.frozen.model import FrozenModel
     from epigraph.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
+    from epigraph.methods.prompt_tuning import PromptTuning, PromptTuningConfig
     from epigraph.train.module import TrainableModel
     from epigraph.tuned import Tuned
-    from epigraph.virtual import Geometry, KVPrefix, LayerKV
+    from epigraph.virtual import Geometry, KVPrefix, LayerKV, SoftPrompt
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,9 @@ __all__ = [
     "LayerKV",
     "PrefixTuning",
     "PrefixTuningConfig",
+    "PromptTuning",
+    "PromptTuningConfig",
+    "SoftPrompt",
     "TextContract",
     "TrainableModel",
     "Tuned",
@@ -41,9 +45,10 @@ _HOMES = {
     "errors": ("EpigraphError", "UserError"),
     "frozen.model": ("FrozenModel",),
     "methods.prefix_tuning": ("PrefixTuning", "PrefixTuningConfig"),
+    "methods.prompt_tuning": ("PromptTuning", "PromptTuningConfig"),
     "train.module": ("TrainableModel",),
     "tuned": ("Tuned",),
-    "virtual": ("Geometry", "KVPrefix", "LayerKV"),
+    "virtual": ("Geometry", "KVPrefix", "LayerKV", "SoftPrompt"),
 }
 
 

@@ -26,7 +26,8 @@ EpigraphError
     │   ├── LostBinding            attention ran past the model's own forward, where no prefix can follow
     │   └── ReentrantCheckpointing activation checkpointing of the kind that forgets the prefix
     ├── GeometryMismatch           virtual tokens and model do not fit each other
-    ├── OutputExists               a file or folder is in the way and would be lost
+    ├── CannotLower                a soft prompt that keys and values cannot stand for, with the reason
+├── OutputExists               a file or folder is in the way and would be lost
     ├── TrainingFailed             the loss stopped being a number
 ├── RunError
 │   ├── NothingToResume        no checkpoint, or none that is whole
@@ -151,6 +152,10 @@ class ReentrantCheckpointing(BindingError):
 
 class GeometryMismatch(UserError):
     """Virtual tokens and model do not fit each other."""
+
+
+class CannotLower(UserError):
+    """A soft prompt that keys and values cannot stand for; the message names the reason."""
 
 
 class OutputExists(UserError):

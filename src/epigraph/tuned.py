@@ -30,14 +30,15 @@ def _base_beside(path: Path) -> str | None:
 
 
 class Tuned:
-    """A frozen model and one artifact for it. ``prefix`` and ``contract`` are the artifact's."""
+    """A frozen model and one artifact for it. ``prefix`` is the artifact's virtual tokens as keys and values."""
 
     def __init__(self, frozen: FrozenModel, content: Artifact, *, allow_base: str | None = None) -> None:
         """Raises :class:`WrongBase`, :class:`WrongTokenizer` or :class:`GeometryMismatch` when they do not fit."""
         content.check_base(frozen.geometry, frozen.fingerprint, frozen.tokenizer_fingerprint, allow_base=allow_base)
         self.frozen = frozen
         self.artifact = content
-        self.prefix = content.prefix.to(frozen.device)
+        with torch.no_grad():
+            self.prefix = frozen.lower(content.tokens).to(frozen.device)
         self.codec = Codec(frozen.tokenizer, content.contract)
 
     @classmethod

@@ -65,6 +65,49 @@ class LayerKV:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SoftPrompt:
+    """Virtual tokens as input embeddings ``[P, E]``, in front of everything, the start token included.
+
+    They live in the space that ``inputs_embeds`` receives: after whatever scale the model applies to its own
+    embeddings. (Lester et al. 2021, section 2; Li & Liang 2021, section 7.2, "embedding-only".)
+    """
+
+    embeddings_PE: Tensor
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """P."""
+        return self.embeddings_PE.shape[0]
+
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers the prompt holds."""
+        return self.embeddings_PE.numel()
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> SoftPrompt:
+        """The same prompt with ``change`` applied to its embeddings."""
+        return SoftPrompt(embeddings_PE=change(self.embeddings_PE))
+
+    def to(self, where: torch.device | torch.dtype | str) -> SoftPrompt:
+        """On another device or in another dtype."""
+        return self.map(lambda x: x.to(where))
+
+    def frozen_copy(self) -> SoftPrompt:
+        """Detached from any graph and from the storage it was trained in."""
+        return self.map(lambda x: x.detach().clone())
+
+    def check(self, geometry: Geometry) -> None:
+        """Raise :class:`GeometryMismatch` unless the embeddings are as wide as the model's and leave room for text."""
+        shape = list(self.embeddings_PE.shape)
+        if len(shape) != 2 or not shape[0] or shape[1] != geometry.embedding_dim:
+            raise GeometryMismatch(
+                f"embeddings are {shape}, expected [1 or more, {geometry.embedding_dim}] "
+                "(virtual tokens, width of the model's input embeddings)"
+            )
+        check_text_start(self.num_virtual_tokens, geometry)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KVPrefix:
     """Virtual tokens as keys and values: for each site one :class:`LayerKV` a layer (None where a layer has none).
 
@@ -128,13 +171,19 @@ class KVPrefix:
                     )
         if self.visibility not in VISIBILITIES:
             raise GeometryMismatch(f"visibility is {self.visibility!r}, expected one of {', '.join(VISIBILITIES)}")
-        self._check_positions(geometry)
+        check_text_start(self.text_start, geometry)
 
-    def _check_positions(self, geometry: Geometry) -> None:
-        if self.text_start < 0:
-            raise GeometryMismatch(f"text starts at position {self.text_start}, expected 0 or more")
-        if geometry.max_positions is not None and self.text_start >= geometry.max_positions:
-            raise GeometryMismatch(
-                f"text would start at position {self.text_start}, the model has {geometry.max_positions} positions; "
-                "train with fewer virtual tokens"
-            )
+
+# What a method makes and a model is bound to.
+VirtualTokens = KVPrefix | SoftPrompt
+
+
+def check_text_start(text_start: int, geometry: Geometry) -> None:
+    """Raise :class:`GeometryMismatch` unless text can start at that position."""
+    if text_start < 0:
+        raise GeometryMismatch(f"text starts at position {text_start}, expected 0 or more")
+    if geometry.max_positions is not None and text_start >= geometry.max_positions:
+        raise GeometryMismatch(
+            f"text would start at position {text_start}, the model has {geometry.max_positions} positions; "
+            "train with fewer virtual tokens"
+        )

@@ -35,6 +35,7 @@ from epigraph.errors import (
 Make = Callable[[Path], None]
 ATTACKS: dict[str, tuple[type[ArtifactError], Make]] = {}
 KEYS, VALUES = "decoder.self.000.keys", "decoder.self.000.values"
+SOFT = "soft.embeddings"
 ONE, NAN, INFINITY, LARGEST = (struct.pack("<f", x) for x in (1.0, float("nan"), float("inf"), 3.4028e38))
 
 
@@ -120,6 +121,13 @@ class Raw:
 
     def write(self, path: Path) -> None:
         path.write_bytes(self.to_bytes())
+
+
+def soft() -> Raw:
+    """A sound file of the other kind: a soft prompt of [P, E] = [2, 8]."""
+    fields = header() | {"kind": "soft"}
+    del fields["text_start"], fields["visibility"]
+    return Raw(fields=fields, tensors={SOFT: ("F32", [2, 8], ONE * 16)})
 
 
 def container(text: bytes, data: bytes, length: int | None = None) -> bytes:
@@ -676,9 +684,78 @@ def version_0(path: Path) -> None:
 
 
 @caught_as(BadHeader)
-def kind_soft(path: Path) -> None:
-    """The kind that is reserved."""
+def kind_soft_with_a_text_start(path: Path) -> None:
+    """A soft prompt that says where text starts, which follows from its length."""
     _with(path, "kind", value="soft")
+
+
+@caught_as(BadHeader)
+def kind_soft_with_a_visibility_of_null(path: Path) -> None:
+    """A key that a soft prompt does not have, with the value that a reader may take for its absence."""
+    raw = soft()
+    raw.fields["visibility"] = None
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def kind_kv_with_a_text_start_of_null(path: Path) -> None:
+    """Keys and values that leave the position of the text open."""
+    _with(path, "text_start", value=None)
+
+
+@caught_as(BadHeader)
+def kind_of_tomorrow(path: Path) -> None:
+    """A kind that version 1 does not have."""
+    _with(path, "kind", value="adapter")
+
+
+@caught_as(BadHeader)
+def soft_longer_than_the_positions(path: Path) -> None:
+    """As many virtual tokens as the model has positions."""
+    raw = soft()
+    raw.fields["geometry"]["max_positions"] = 2
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def soft_without_embeddings(path: Path) -> None:
+    """A soft prompt with no tensor, so nothing would stand in front of the text."""
+    raw = soft()
+    raw.tensors = {"extra.head": raw.tensors.pop(SOFT)}
+    raw.fields["extra"] = {"head": {"dtype": "F32", "shape": [2, 8]}}
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def soft_of_another_width(path: Path) -> None:
+    """Embeddings that are narrower than the model's."""
+    raw = soft()
+    raw.tensors[SOFT] = ("F32", [2, 7], ONE * 14)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def soft_with_keys_and_values(path: Path) -> None:
+    """Both kinds in one file, which leaves open which is meant."""
+    raw = soft()
+    raw.tensors |= Raw().tensors
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def keys_and_values_with_embeddings(path: Path) -> None:
+    """Both kinds in one file, the other way round."""
+    raw = Raw()
+    raw.tensors |= soft().tensors
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def soft_not_a_number(path: Path) -> None:
+    """Embeddings with one number that is none."""
+    raw = soft()
+    raw.tensors[SOFT] = ("F32", [2, 8], ONE * 15 + NAN)
+    raw.write(path)
 
 
 @caught_as(BadHeader)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attacks.make import ATTACKS, INFINITY, KEYS, LARGEST, NAN, ONE, VALUES, Raw, canonical, container
+from attacks.make import ATTACKS, INFINITY, KEYS, LARGEST, NAN, ONE, SOFT, VALUES, Raw, canonical, container, soft
 
 LARGEST_SEED = 1 << 14
 ODD: tuple[Any, ...] = (
@@ -95,9 +95,13 @@ def _keep_sound(raw: Raw, chance: random.Random) -> None:
     """Another sound artifact, so that a later change meets a state that no seed has."""
     fields = raw.fields
     sites = fields["geometry"]["sites"]
-    match chance.randrange(8):
+    match chance.randrange(9):
         case 0:
-            fields["visibility"] = chance.choice(("always", "window"))
+            fields |= {"kind": "kv", "text_start": 2, "visibility": chance.choice(("always", "window"))}
+        case 7:
+            fields["kind"] = "soft"
+            fields.pop("text_start", None)
+            fields.pop("visibility", None)
         case 1:
             fields["num_virtual_tokens"] = chance.randrange(1, 5)
         case 2:
@@ -135,9 +139,12 @@ def _refill(raw: Raw, chance: random.Random) -> None:
         return dtype, shape, bytes(math.prod(shape) * BYTES[dtype])
 
     raw.tensors = {}
+    is_soft = fields["kind"] == "soft"
+    if is_soft:
+        raw.tensors[SOFT] = zeros([fields["num_virtual_tokens"], fields["geometry"]["embedding_dim"]], dtype)
     for site, layers in fields["geometry"]["sites"].items():
         for number, layer in enumerate(layers):
-            if number and chance.random() < 0.3:
+            if is_soft or (number and chance.random() < 0.3):
                 continue
             shape = [fields["num_virtual_tokens"], layer["num_kv_heads"], layer["head_dim"]]
             for kind in ("keys", "values"):
@@ -227,4 +234,4 @@ def _sound() -> dict[str, Raw]:
     layers = sites.fields["geometry"]["sites"]["decoder.self"]
     sites.fields["geometry"]["sites"]["decoder.cross"] = layers
     sites.tensors |= {name.replace("self", "cross"): x for name, x in sites.tensors.items()}
-    return {"sound": Raw(), "sound_half": half, "sound_extra": extra, "sound_sites": sites}
+    return {"sound": Raw(), "sound_half": half, "sound_extra": extra, "sound_sites": sites, "sound_soft": soft()}

@@ -14,6 +14,7 @@ from epigraph.artifact.reader import MAX_FILE_BYTES, load, read
 from epigraph.artifact.value import Artifact
 from epigraph.artifact.writer import save
 from epigraph.errors import NotAnArtifact
+from epigraph.virtual import SoftPrompt
 
 __all__ = ["FILE_NAME", "MAX_FILE_BYTES", "Artifact", "find", "inspect", "load", "save"]
 
@@ -45,11 +46,12 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises what :func:`load` raises.
     """
     artifact, header, num_bytes = read(path)
-    layers = [layer for _, _, layer in artifact.prefix.layers()]
+    tokens = artifact.tokens
+    numbers = [tokens.embeddings_PE] if isinstance(tokens, SoftPrompt) else [x.keys_PKH for _, _, x in tokens.layers()]
     return header.model_dump(mode="json") | {
         "file": str(path),
         "num_bytes": num_bytes,
-        "num_numbers": artifact.prefix.num_numbers,
-        "num_layers_stored": len(layers),
-        "dtype": str(layers[0].keys_PKH.dtype).removeprefix("torch."),
+        "num_numbers": tokens.num_numbers,
+        "num_layers_stored": 0 if isinstance(tokens, SoftPrompt) else len(numbers),
+        "dtype": str(numbers[0].dtype).removeprefix("torch."),
     }

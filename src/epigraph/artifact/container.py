@@ -7,7 +7,8 @@ from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from epigraph.artifact.header import KEY, MAX_VALUE_CHARS, parse_json
+from epigraph.artifact.canonical import parse_json
+from epigraph.artifact.header import KEY, MAX_VALUE_CHARS
 from epigraph.artifact.messages import explained, shown
 from epigraph.errors import BadHeader, NotAnArtifact, TooLarge, Truncated
 

@@ -1,20 +1,17 @@
-"""The header of an artifact: its models, limits, canonical form and content hash.
+"""The header of an artifact: its models, its limits, and which tensors belong to it.
 
 docs/format.md is the specification of all of them. This file opens no file and knows no tensor library.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from epigraph.artifact.canonical import canonical, levels, parse_json
 from epigraph.artifact.messages import explained, shown
 from epigraph.contract import TextContract
 from epigraph.errors import BadHeader, TooLarge, UnknownVersion
@@ -23,12 +20,11 @@ from epigraph.virtual import Geometry, LayerGeometry, PositionKind, Site, Visibi
 FORMAT_VERSION = 1
 KEY = "epigraph"
 MAX_VALUE_CHARS = 1 << 18
-MAX_DEPTH = 32
 MAX_LAYERS = 1024
 MAX_VIRTUAL_TOKENS = 65_536
 # More than the other limits come to: 1,024 layers of three values each, and everything else under a thousand.
 MAX_FIXED_VALUES = 8_192
-ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+SOFT = "soft.embeddings"
 
 _OVER_A_LIMIT = {"too_large", "too_long", "string_too_long", "less_than_equal"}
 
@@ -126,10 +122,10 @@ class Header(_Part):
     """The value of the metadata key ``epigraph``."""
 
     format_version: Literal[1]
-    kind: Literal["kv"]
+    kind: Literal["kv", "soft"]
     geometry: GeometryPart
-    text_start: Position
-    visibility: Visibility
+    text_start: Position | None = None
+    visibility: Visibility | None = None
     num_virtual_tokens: Annotated[int, Field(ge=1, le=MAX_VIRTUAL_TOKENS)]
     base: BasePart
     tokenizer: TokenizerPart
@@ -141,33 +137,31 @@ class Header(_Part):
     content_hash: Fingerprint
 
     @model_validator(mode="after")
-    def _text_fits(self) -> Header:
+    def _fits_its_kind(self) -> Header:
+        given = {"text_start", "visibility"} & self.model_fields_set
+        if self.kind == "soft" and given:
+            raise ValueError(f"{min(given)} is not a key of kind soft")
+        if self.kind == "kv" and (self.text_start is None or self.visibility is None):
+            raise ValueError("kind kv needs text_start and visibility")
         most = self.geometry.max_positions
-        if most is not None and self.text_start >= most:
-            raise ValueError(f"text_start {self.text_start} is not below max_positions {most}")
+        if most is not None and self.text_begins >= most:
+            raise ValueError(f"text_start {self.text_begins} is not below max_positions {most}")
         return self
 
-    def layer_shapes(self) -> dict[tuple[Site, int], tuple[int, int, int]]:
-        """For each (site, layer number) the shape ``[P, K, H]`` of its keys and of its values."""
+    @property
+    def text_begins(self) -> int:
+        """The position of the first text token."""
+        return self.num_virtual_tokens if self.text_start is None else self.text_start
+
+    def groups(self) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """Names of tensors that stand in the file together or not at all, with the shape of each."""
+        if self.kind == "soft":
+            return {(SOFT,): (self.num_virtual_tokens, self.geometry.embedding_dim)}
         return {
-            (site, number): (self.num_virtual_tokens, layer.num_kv_heads, layer.head_dim)
+            tensor_names(site, number): (self.num_virtual_tokens, layer.num_kv_heads, layer.head_dim)
             for site, layers in self.geometry.sites.items()
             for number, layer in enumerate(layers)
         }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredTensor:
-    """A tensor as it stands in the file: little-endian numbers in row-major order."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytearray | memoryview
-
-    @property
-    def num_bytes(self) -> int:
-        """What ``dtype`` and ``shape`` come to, whatever ``data`` holds."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 def tensor_names(site: Site, layer: int) -> tuple[str, str]:
@@ -178,43 +172,6 @@ def tensor_names(site: Site, layer: int) -> tuple[str, str]:
 def extra_name(name: str) -> str:
     """The name under which the extra tensor ``name`` is stored."""
     return f"extra.{name}"
-
-
-def canonical(fields: Mapping[str, Any]) -> str:
-    """The one way to write ``fields``; raises :class:`BadHeader` for what JSON or UTF-8 cannot hold."""
-    try:
-        text = json.dumps(fields, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-        text.encode()
-    except (TypeError, ValueError) as error:
-        raise BadHeader(f"the header holds what JSON cannot: {shown(error)}") from error
-    return text
-
-
-def content_hash(fields: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> str:
-    """SHA-256 over the header without its ``content_hash`` and over every tensor, as docs/format.md frames them."""
-    digest = hashlib.sha256()
-
-    def framed(text: str) -> None:
-        raw = text.encode()
-        digest.update(len(raw).to_bytes(8, "little") + raw)
-
-    framed(canonical({name: value for name, value in fields.items() if name != "content_hash"}))
-    for name, tensor in sorted(tensors.items()):
-        framed(json.dumps([name, tensor.dtype, list(tensor.shape)], separators=(",", ":")))
-        digest.update(tensor.data)
-    return digest.hexdigest()
-
-
-def parse_json(text: str, what: str) -> Any:
-    """The value of ``text``; a key given twice or deep nesting is refused."""
-    try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates)
-    except RecursionError:
-        raise TooLarge(f"{what} is nested deeper than {MAX_DEPTH} levels") from None
-    except ValueError as error:
-        raise BadHeader(f"{what} is not JSON: {shown(error)}") from error
-    _check_depth(value, what)
-    return value
 
 
 def parse_header(text: str) -> tuple[Header, dict[str, Any]]:
@@ -237,39 +194,11 @@ def parse_header(text: str) -> tuple[Header, dict[str, Any]]:
         raise _in_one_line(error.errors(include_url=False)) from None
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise BadHeader(f"the key {shown(name)!r} is given twice, expected once")
-        fields[name] = value
-    return fields
-
-
-def _levels(value: Any) -> Iterator[list[Any]]:
-    """The objects and lists in ``value``, level by level from the outside."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    while level:
-        yield level
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, (dict, list))
-        ]
-
-
-def _check_depth(value: Any, what: str) -> None:
-    for depth, _ in enumerate(_levels(value), start=1):
-        if depth > MAX_DEPTH:
-            raise TooLarge(f"{what} is nested deeper than {MAX_DEPTH} levels")
-
-
 def _check_fixed_values(fields: Mapping[str, Any]) -> None:
     # Each wrong value becomes an error with a copy of it: a hundred thousand would take a hundred megabytes.
     method = fields.get("method")
     fixed = {**fields, "provenance": None, "method": {**method, "config": None} if isinstance(method, dict) else method}
-    count = sum(len(x) for level in _levels(fixed) for x in level)
+    count = sum(len(x) for level in levels(fixed) for x in level)
     if count > MAX_FIXED_VALUES:
         raise TooLarge(
             f"the {KEY} header has {count} values beside method.config and provenance, "

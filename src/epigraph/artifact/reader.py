@@ -13,21 +13,14 @@ from typing import BinaryIO
 
 from torch import Tensor
 
+from epigraph.artifact.canonical import ITEM_BYTES, StoredTensor, content_hash
 from epigraph.artifact.container import Entry, laid_out, read_table
-from epigraph.artifact.header import (
-    ITEM_BYTES,
-    Header,
-    StoredTensor,
-    content_hash,
-    extra_name,
-    parse_header,
-    tensor_names,
-)
+from epigraph.artifact.header import SOFT, Header, extra_name, parse_header, tensor_names
 from epigraph.artifact.messages import reason, shown
 from epigraph.artifact.tensors import from_stored
 from epigraph.artifact.value import Artifact
 from epigraph.errors import ArtifactError, BadHeader, BadTensor, ContentMismatch, NotAnArtifact, TooLarge, Truncated
-from epigraph.virtual import KVPrefix, LayerKV, Site
+from epigraph.virtual import KVPrefix, LayerKV, Site, SoftPrompt, VirtualTokens
 
 MAX_FILE_BYTES = 4 << 30
 
@@ -92,7 +85,7 @@ def _read(file: BinaryIO, max_bytes: int) -> tuple[Artifact, Header, int]:
         raise TooLarge(f"has {size} bytes, expected at most {max_bytes}")
     header, fields = parse_header(value)
     names = laid_out(table, size - file.tell())
-    _check_pairs(header, table)
+    _check_groups(header, table)
     _check_shapes(header, table)
     tensors = _read_tensors(file, {name: table[name] for name in names})
     found = content_hash(fields, tensors)
@@ -101,17 +94,18 @@ def _read(file: BinaryIO, max_bytes: int) -> tuple[Artifact, Header, int]:
     return _artifact(header, {name: from_stored(name, x) for name, x in tensors.items()}), header, size
 
 
-def _check_pairs(header: Header, table: Mapping[str, Entry]) -> None:
-    pairs = [tensor_names(site, layer) for site, layer in header.layer_shapes()]
-    half = next((pair for pair in pairs if (pair[0] in table) != (pair[1] in table)), None)
+def _check_groups(header: Header, table: Mapping[str, Entry]) -> None:
+    groups = header.groups()
+    half = next((x for x in groups if 0 < sum(name in table for name in x) < len(x)), None)
     if half is not None:
-        raise BadTensor(f"only one of {half[0]} and {half[1]} is here, expected both or neither")
-    stored = [name for pair in pairs for name in pair if name in table]
+        raise BadTensor(f"only one of {' and '.join(half)} is here, expected both or neither")
+    stored = [name for group in groups for name in group if name in table]
     if not stored:
-        raise BadTensor("no layer has keys and values, expected at least one")
+        what = f"{SOFT} is missing" if header.kind == "soft" else "no layer has keys and values, expected at least one"
+        raise BadTensor(what)
     dtypes = sorted({table[name].dtype for name in stored})
     if len(dtypes) != 1 or dtypes[0] not in ITEM_BYTES:
-        raise BadTensor(f"keys and values are {shown(', '.join(dtypes))}, expected one of {', '.join(ITEM_BYTES)}")
+        raise BadTensor(f"virtual tokens are {shown(', '.join(dtypes))}, expected one of {', '.join(ITEM_BYTES)}")
     extras = {extra_name(name) for name in header.extra}
     wrong = sorted((extras - set(table)) | (set(table) - extras - set(stored)))
     if wrong:
@@ -121,7 +115,7 @@ def _check_pairs(header: Header, table: Mapping[str, Entry]) -> None:
 
 def _check_shapes(header: Header, table: Mapping[str, Entry]) -> None:
     want: dict[str, tuple[str | None, tuple[int, ...]]] = {
-        name: (None, shape) for place, shape in header.layer_shapes().items() for name in tensor_names(*place)
+        name: (None, shape) for group, shape in header.groups().items() for name in group
     }
     want |= {extra_name(name): (x.dtype, x.shape) for name, x in header.extra.items()}
     for name, entry in table.items():
@@ -150,18 +144,23 @@ def _read_tensors(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Sto
     return tensors
 
 
+def _virtual_tokens(header: Header, tensors: Mapping[str, Tensor]) -> VirtualTokens:
+    if header.text_start is None or header.visibility is None:
+        return SoftPrompt(embeddings_PE=tensors[SOFT])
+    sites: dict[Site, list[LayerKV | None]] = {}
+    for site, layers in header.geometry.sites.items():
+        pairs = [[tensors.get(name) for name in tensor_names(site, number)] for number in range(len(layers))]
+        sites[site] = [None if k is None or v is None else LayerKV(keys_PKH=k, values_PKH=v) for k, v in pairs]
+    return KVPrefix(
+        sites={site: tuple(layers) for site, layers in sites.items()},
+        text_start=header.text_start,
+        visibility=header.visibility,
+    )
+
+
 def _artifact(header: Header, tensors: Mapping[str, Tensor]) -> Artifact:
-    sites: dict[Site, list[LayerKV | None]] = {site: [] for site in header.geometry.sites}
-    for site, layer in header.layer_shapes():
-        keys, values = (tensors.get(name) for name in tensor_names(site, layer))
-        both = None if keys is None or values is None else LayerKV(keys_PKH=keys, values_PKH=values)
-        sites[site].append(both)
     return Artifact(
-        prefix=KVPrefix(
-            sites={site: tuple(layers) for site, layers in sites.items()},
-            text_start=header.text_start,
-            visibility=header.visibility,
-        ),
+        tokens=_virtual_tokens(header, tensors),
         geometry=header.geometry.geometry(),
         contract=header.contract,
         base_name=header.base.name,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from epigraph.artifact.header import StoredTensor
+from epigraph.artifact.canonical import StoredTensor
 from epigraph.artifact.messages import shown
 from epigraph.errors import BadTensor
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from epigraph.contract import TextContract
 from epigraph.errors import GeometryMismatch, WrongBase, WrongTokenizer
-from epigraph.virtual import Geometry, KVPrefix
+from epigraph.virtual import Geometry, VirtualTokens
 
 MIN_ALLOW_DIGITS = 12
 
@@ -24,7 +24,7 @@ class Artifact:
     found to be equivalent and wrote down. ``extra`` are named tensors of any shape that belong to the task, a head say.
     """
 
-    prefix: KVPrefix
+    tokens: VirtualTokens
     geometry: Geometry
     contract: TextContract
     base_name: str

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import JsonValue, TypeAdapter, ValidationError
+from torch import Tensor
 
-from epigraph.artifact.header import (
-    FORMAT_VERSION,
-    ITEM_BYTES,
-    KEY,
-    StoredTensor,
-    canonical,
-    content_hash,
-    extra_name,
-    parse_header,
-    tensor_names,
-)
+from epigraph.artifact.canonical import ITEM_BYTES, StoredTensor, canonical, content_hash
+from epigraph.artifact.header import FORMAT_VERSION, KEY, SOFT, extra_name, parse_header, tensor_names
 from epigraph.artifact.messages import explained, reason, shown
 from epigraph.artifact.tensors import to_stored
 from epigraph.artifact.value import Artifact
 from epigraph.errors import ArtifactError, BadHeader, BadTensor, CannotWrite
 from epigraph.files import write_whole
+from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
 _ALIGNMENT = 8
 _JSON_OBJECT = TypeAdapter(dict[str, JsonValue])
@@ -43,7 +36,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str], dtype: torch.dtype = 
     allow, and :class:`CannotWrite` where the disk does not take the file.
     """
     target = Path(path)
-    artifact.prefix.check(artifact.geometry)
+    artifact.tokens.check(artifact.geometry)
     try:
         tensors = _tensors(artifact, dtype)
         fields = _fields(artifact, tensors)
@@ -57,24 +50,31 @@ def save(artifact: Artifact, path: str | os.PathLike[str], dtype: torch.dtype = 
 
 
 def _tensors(artifact: Artifact, dtype: torch.dtype) -> dict[str, StoredTensor]:
-    tensors = {}
-    for site, number, layer in artifact.prefix.layers():
-        for name, x in zip(tensor_names(site, number), (layer.keys_PKH, layer.values_PKH), strict=True):
-            tensors[name] = to_stored(name, x, dtype)
+    tensors = {name: to_stored(name, x, dtype) for name, x in _named(artifact.tokens)}
     if not tensors:
         raise BadTensor("no layer has keys and values, expected at least one")
     return tensors | {extra_name(name): to_stored(extra_name(name), x, x.dtype) for name, x in artifact.extra.items()}
 
 
+def _named(tokens: VirtualTokens) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tokens, SoftPrompt):
+        yield SOFT, tokens.embeddings_PE
+        return
+    for site, number, layer in tokens.layers():
+        yield from zip(tensor_names(site, number), (layer.keys_PKH, layer.values_PKH), strict=True)
+
+
 def _fields(artifact: Artifact, tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Everything of the header but its content hash."""
+    tokens = artifact.tokens
+    kind: dict[str, Any] = {"kind": "soft"}
+    if isinstance(tokens, KVPrefix):
+        kind = {"kind": "kv", "text_start": tokens.text_start, "visibility": tokens.visibility}
     return {
         "format_version": FORMAT_VERSION,
-        "kind": "kv",
+        **kind,
         "geometry": _geometry_fields(artifact),
-        "text_start": artifact.prefix.text_start,
-        "visibility": artifact.prefix.visibility,
-        "num_virtual_tokens": artifact.prefix.num_virtual_tokens,
+        "num_virtual_tokens": tokens.num_virtual_tokens,
         "base": {"name": artifact.base_name, "fingerprint": artifact.base_fingerprint},
         "tokenizer": {"fingerprint": artifact.tokenizer_fingerprint},
         "contract": artifact.contract.model_dump(mode="json"),

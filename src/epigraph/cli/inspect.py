@@ -26,15 +26,17 @@ def inspect(
 
 
 def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:
+    is_soft = found["kind"] == "soft"
+    kind = "input embeddings" if is_soft else f"keys and values, {found['visibility']}"
     sites = {site: len(layers) for site, layers in found["geometry"]["sites"].items()}
     provenance, contract = found["provenance"], found["contract"]
     # Provenance is whatever the file's author wrote; the format does not say what is in it.
     data, scores = (x if isinstance(x, dict) else {} for x in (provenance.get("data"), provenance.get("dev")))
     return {
-        "method": f"{found['method']['name']}, {found['num_virtual_tokens']} virtual tokens, {found['visibility']}",
+        "method": f"{found['method']['name']}, {found['num_virtual_tokens']} virtual tokens: {kind}",
         "base": f"{found['base']['name']} ({found['base']['fingerprint'][:12]})",
         "sites": ", ".join(f"{site}, {count} layers" for site, count in sites.items()),
-        "text starts at": f"position {found['text_start']}",
+        "text starts at": f"position {found['num_virtual_tokens'] if is_soft else found['text_start']}",
         "size": f"{show.size(found['num_bytes'])}, {found['num_numbers']:,} numbers in {found['dtype']}",
         "text": f"{contract['input_template']!r} then {contract['target_template']!r}"
         if contract["chat_template_hash"] is None

@@ -25,9 +25,11 @@ def train(
     task: Annotated[str | None, Flag(help="A named task; see `epigraph data list`.")] = None,
     data: Annotated[Path | None, Flag(help="Training rows of your own: JSON Lines or CSV.")] = None,
     dev: Annotated[Path | None, Flag(help="Development rows of your own.")] = None,
-    method: Annotated[str | None, Flag(help="prefix-tuning.")] = None,
-    parameterization: Annotated[str | None, Flag(help="raw, mlp or mlp-code.")] = None,
-    initial: Annotated[str | None, Flag(help="default, text, document, random, zero or artifact.")] = None,
+    method: Annotated[str | None, Flag(help="prefix-tuning or prompt-tuning.")] = None,
+    parameterization: Annotated[str | None, Flag(help="raw, mlp, mlp-code or residual.")] = None,
+    initial: Annotated[
+        str | None, Flag(help="First values: text, document, random, labels, ...; see the method.")
+    ] = None,
     num_virtual_tokens: Annotated[int | None, Flag(help="Virtual tokens, P.")] = None,
     limit: Annotated[int | None, Flag(help="Draw this many (source, reference) pairs by the seed.")] = None,
     steps: Annotated[int | None, Flag(help="Optimiser steps.")] = None,
@@ -107,7 +109,7 @@ def _recipe_of(out: Path) -> Any:
 def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:
     from rich.progress import TextColumn
 
-    from epigraph.train.prepare import make_method
+    from epigraph.train.build import make_method
     from epigraph.train.run import run
 
     method = make_method(ready)

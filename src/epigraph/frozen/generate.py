@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from epigraph.contract import Decoding
 from epigraph.frozen.inputs import fill_token, pad
 from epigraph.frozen.model import FrozenModel
-from epigraph.virtual import KVPrefix
+from epigraph.virtual import KVPrefix, VirtualTokens
 
 Advance = Callable[[int], None]
 
@@ -22,7 +22,7 @@ Advance = Callable[[int], None]
 def generate(
     frozen: FrozenModel,
     prompts: Sequence[Sequence[int]],
-    prefixes: KVPrefix | Sequence[KVPrefix | None] | None,
+    prefixes: VirtualTokens | Sequence[VirtualTokens | None] | None,
     decoding: Decoding,
     *,
     batch_size: int = 64,
@@ -34,6 +34,7 @@ def generate(
     ``prefixes``: one for all rows, one a row, or None for the bare model. Rows are decoded in batches of similar
     length; ``advance`` is told how many are done. ``options`` go to transformers' ``generate`` (sampling, say).
     """
+    prefixes = _lowered(frozen, prefixes)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
@@ -45,6 +46,17 @@ def generate(
             answers[number] = new
         advance(len(numbers))
     return answers
+
+
+def _lowered(
+    frozen: FrozenModel, tokens: VirtualTokens | Sequence[VirtualTokens | None] | None
+) -> KVPrefix | Sequence[KVPrefix | None] | None:
+    """Soft prompts as keys and values, each once and not once a batch; the same prompt stays the same prefix."""
+    with torch.no_grad():
+        if tokens is None or isinstance(tokens, VirtualTokens):
+            return None if tokens is None else frozen.lower(tokens)
+        distinct = {id(one): frozen.lower(one) for one in tokens if one is not None}
+    return [None if one is None else distinct[id(one)] for one in tokens]
 
 
 def _batch(

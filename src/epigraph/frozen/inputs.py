@@ -180,3 +180,15 @@ def pad(rows: Sequence[Sequence[int]], fill: int, *, left: bool) -> tuple[Tensor
 def fill_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """A token id to pad with; masked everywhere, so any will do."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
+
+
+def frequent_ids(tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
+    """The ``count`` most frequent tokens' ids, by their place in the vocabulary; special and unused tokens left out.
+
+    Byte-pair merges and SentencePiece vocabularies stand in order of frequency, so that the lowest ids are the most
+    frequent. (Lester et al. 2021, section 3.2, footnote 7.)
+    """
+    left_out = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    words = tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), count + len(left_out) + 1_000))))
+    kept = [i for i, word in enumerate(words) if i not in left_out and not str(word).startswith("[unused")]
+    return kept[:count]

@@ -28,12 +28,13 @@ from epigraph.errors import (
     TextTooLong,
 )
 from epigraph.frozen import attention
-from epigraph.frozen.attention import ARGUMENT, Call, Rows, Run
+from epigraph.frozen.attention import ARGUMENT, Rows, Run
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey
 from epigraph.frozen.loading import load_causal, usable_device
+from epigraph.frozen.lower import lowered, refuse_lowering
 from epigraph.frozen.resolve import Checkpoint, resolve
-from epigraph.virtual import KVPrefix, LayerKV, Site
+from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
 # What is bound in this thread or task, by model; a forward reads it once, on entry, and carries it from there.
 _BOUND: ContextVar[tuple[tuple[int, Rows], ...]] = ContextVar("epigraph_bound", default=())
@@ -117,8 +118,10 @@ class FrozenModel:
         return sum(x.numel() * x.element_size() for x in self.model.parameters())
 
     @contextmanager
-    def bind(self, prefix: KVPrefix | Sequence[KVPrefix | None] | None, *, copies: int = 1) -> Iterator[None]:
+    def bind(self, prefix: VirtualTokens | Sequence[VirtualTokens | None] | None, *, copies: int = 1) -> Iterator[None]:
         """Let every forward of the model in this block, and in this thread, carry ``prefix``.
+
+        Soft prompts are lowered on entry, once each, so that their tokens are computed once and not once a row.
 
         One prefix serves batches of any size; a sequence names one prefix (or None) for each row, ``copies`` times
         over in a row, which is how beam search lays its beams out. The text of a row starts at its own prefix's
@@ -139,12 +142,11 @@ class FrozenModel:
             self._bindings.remove(rows)
             _BOUND.reset(token)
 
-    def _rows(self, prefix: KVPrefix | Sequence[KVPrefix | None] | None, copies: int) -> Rows:
+    def _rows(self, prefix: VirtualTokens | Sequence[VirtualTokens | None] | None, copies: int) -> Rows:
         if prefix is None:
             return Rows([], None, self.device)
-        if isinstance(prefix, KVPrefix):
-            prefix.check(self.geometry)
-            return Rows([prefix], None, self.device)
+        if isinstance(prefix, VirtualTokens):
+            return Rows([self._checked(prefix)], None, self.device)
         distinct: dict[int, tuple[int, KVPrefix]] = {}
         row_of: list[int] = []
         for one in _several(prefix):
@@ -152,12 +154,15 @@ class FrozenModel:
                 row_of += [-1] * copies
                 continue
             if id(one) not in distinct:
-                one.check(self.geometry)
-                distinct[id(one)] = (len(distinct), one)
+                distinct[id(one)] = (len(distinct), self._checked(one))
             row_of += [distinct[id(one)][0]] * copies
         if not row_of:
             raise BatchMismatch("bind() was given no rows; give one prefix, or one a row")
         return Rows([one for _, one in distinct.values()], row_of, self.device)
+
+    def _checked(self, tokens: VirtualTokens) -> KVPrefix:
+        tokens.check(self.geometry)
+        return self.lower(tokens)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if ARGUMENT in kwargs:
@@ -216,18 +221,33 @@ class FrozenModel:
 
         It carries ``window`` visibility: that is what the model itself would see. (Li & Liang 2021, section 7.4.)
         """
-        seen: dict[nn.Module, Call] = {}
-        tokens = torch.tensor([list(ids)], device=self.device)
         with torch.no_grad():
-            run = Run(slots=self._slots, seen=seen)
-            self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **{ARGUMENT: run})
-        sites: dict[Site, list[LayerKV | None]] = {site: [None] * len(x) for site, x in self.geometry.sites.items()}
-        for module, call in seen.items():
-            slot = self._slots[module]
-            k, v = (x[0].transpose(0, 1).float().clone() for x in (call.key, call.value))
-            sites[slot.site][slot.layer] = LayerKV(keys_PKH=k, values_PKH=v)
-        layers = {site: tuple(x) for site, x in sites.items()}
-        return KVPrefix(sites=layers, text_start=len(ids), visibility="window")
+            return self.lower(SoftPrompt(embeddings_PE=self.embed(ids)))
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """``[P, E]``: the input embeddings of token ids, as the model's first layer receives them."""
+        tokens = torch.tensor([list(ids)], device=self.device)
+        embeddings: Tensor = self.model.get_input_embeddings()(tokens)[0]
+        return embeddings
+
+    @cached_property
+    def embedding_rms(self) -> float:
+        """The root mean square of the numbers in the model's input embeddings: the scale that prompts live on."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        some = range(0, vocabulary, max(1, vocabulary // 4_096))
+        return float(self.embed(some).float().pow(2).mean().sqrt())
+
+    def lower(self, tokens: VirtualTokens) -> KVPrefix:
+        """Virtual tokens as keys and values: a soft prompt by one forward pass over it alone, with its graph.
+
+        In a causal decoder nothing after a leading prompt changes it, so the result is exact: text behind it gives the
+        logits that it gives behind the embeddings, and the same gradients. It carries ``window`` visibility. Keys and
+        values come as they are. Raises :class:`CannotLower`.
+        """
+        if isinstance(tokens, KVPrefix):
+            return tokens
+        refuse_lowering(self.model)
+        return lowered(self.model, self._slots, self.geometry, tokens.embeddings_PE)
 
     @contextmanager
     def scored(self, mask_BT: Tensor) -> Iterator[None]:
@@ -266,10 +286,10 @@ def text_positions(tokens: Tensor, given: dict[str, Any]) -> Tensor:
     return torch.arange(start, start + num_tokens, device=tokens.device)[None]
 
 
-def _several(prefix: object) -> Sequence[KVPrefix | None]:
-    """Rows of prefixes; raises :class:`BadValue` for what is none, a path or a Tuned, say."""
+def _several(prefix: object) -> Sequence[VirtualTokens | None]:
+    """Rows of virtual tokens; raises :class:`BadValue` for what is none, a path or a Tuned, say."""
     rows: Sequence[Any] = prefix if isinstance(prefix, list | tuple) else [prefix]
-    wrong = next((type(one).__name__ for one in rows if not (one is None or isinstance(one, KVPrefix))), None)
+    wrong = next((type(one).__name__ for one in rows if not (one is None or isinstance(one, VirtualTokens))), None)
     if wrong is not None:
-        raise BadValue(f"bind() was given a {wrong}, expected a KVPrefix; write epigraph.load(path).prefix")
+        raise BadValue(f"bind() was given a {wrong}, expected virtual tokens; write epigraph.load(path).prefix")
     return rows

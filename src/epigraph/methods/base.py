@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from epigraph.errors import GeometryMismatch
-from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site, Visibility
+from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site, VirtualTokens, Visibility
 
 
 class Method(nn.Module, ABC):
     """A trainable maker of virtual tokens. Its parameters are float32 and are all that a training run changes."""
 
     @abstractmethod
-    def forward(self) -> KVPrefix:
+    def forward(self) -> VirtualTokens:
         """The virtual tokens as they are now, with the graph back to the parameters."""
 
-    def fold(self) -> KVPrefix:
+    def fold(self) -> VirtualTokens:
         """The virtual tokens alone, in float32: whatever computed them is left behind. Equal to the live ones."""
         with torch.no_grad():
             was_training = self.training

@@ -1,7 +1,7 @@
-"""First values of virtual tokens. Every initialiser returns a prefix; none of them knows who will train it.
+"""First values of virtual tokens: keys and values as a prefix, or embeddings ``[P, E]``. None knows who trains them.
 
-Where real keys and values are wanted, the caller hands in a reader: token ids in, their keys and values out.
-Visibility is not theirs to say: the method that trains the values decides it.
+Where real ones are wanted, the caller hands in a reader (token ids in, their keys and values out) or an embedder (token
+ids in, their embeddings out). Visibility is not theirs to say: the method that trains the values decides it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 from epigraph.errors import BadValue, GeometryMismatch
 from epigraph.methods.base import unflatten
-from epigraph.virtual import Geometry, KVPrefix
+from epigraph.virtual import Geometry, KVPrefix, SoftPrompt, VirtualTokens
 
 Reader = Callable[[Sequence[int]], KVPrefix]
+Embedder = Callable[[Sequence[int]], Tensor]
 
 
 def random_normal(geometry: Geometry, num_virtual_tokens: int, *, std: float, generator: Generator) -> KVPrefix:
@@ -39,28 +40,86 @@ def from_text(read: Reader, ids: Sequence[int], num_virtual_tokens: int) -> KVPr
 
     (Li & Liang 2021, section 7.4: real words beat random values in low data.)
     """
-    if not ids:
-        raise BadValue("the text to initialise from has no tokens; give it words")
-    repeated = [ids[i % len(ids)] for i in range(num_virtual_tokens)]
-    return read(repeated)
+    return read(repeated(ids, num_virtual_tokens))
 
 
 def from_document(read: Reader, ids: Sequence[int], num_virtual_tokens: int) -> KVPrefix:
     """The exact keys and values of the first ``num_virtual_tokens`` tokens of a document."""
+    return read(beginning(ids, num_virtual_tokens))
+
+
+def from_prefix(prefix: KVPrefix, geometry: Geometry, num_virtual_tokens: int) -> KVPrefix:
+    """Another prefix's values; it must have the same number of virtual tokens and fit the same model."""
+    _check_same_length(prefix, num_virtual_tokens)
+    prefix.check(geometry)
+    return prefix
+
+
+def repeated(ids: Sequence[int], num_virtual_tokens: int) -> list[int]:
+    """The ids of a text, repeated or cut to as many as there are virtual tokens; raises :class:`BadValue` for none."""
+    if not ids:
+        raise BadValue("the text to initialise from has no tokens; give it words")
+    return [ids[i % len(ids)] for i in range(num_virtual_tokens)]
+
+
+def beginning(ids: Sequence[int], num_virtual_tokens: int) -> Sequence[int]:
+    """The first ids of a document; raises :class:`BadValue` where it has fewer than there are virtual tokens."""
     if len(ids) < num_virtual_tokens:
         raise BadValue(
             f"the document has {len(ids)} tokens, {num_virtual_tokens} virtual tokens need as many; "
             "give a longer document or initialise from a text, which is repeated"
         )
-    return read(ids[:num_virtual_tokens])
+    return ids[:num_virtual_tokens]
 
 
-def from_prefix(prefix: KVPrefix, geometry: Geometry, num_virtual_tokens: int) -> KVPrefix:
-    """Another prefix's values; it must have the same number of virtual tokens and fit the same model."""
-    if prefix.num_virtual_tokens != num_virtual_tokens:
+def uniform(embedding_dim: int, num_virtual_tokens: int, *, limit: float, generator: Generator) -> Tensor:
+    """``[P, E]``: every number drawn uniformly from [-limit, limit]. (Lester et al. 2021, section 3.2: 0.5, on T5.)"""
+    return (2 * torch.rand(num_virtual_tokens, embedding_dim, generator=generator) - 1) * limit
+
+
+def from_vocabulary(
+    embed: Embedder, frequent: Sequence[int], num_virtual_tokens: int, *, generator: Generator
+) -> Tensor:
+    """``[P, E]``: the embeddings of different tokens drawn from the ``frequent`` ones.
+
+    Without replacement, as in the authors' code. (Lester et al. 2021, section 3.2: the 5,000 most frequent.)
+    """
+    if num_virtual_tokens > len(frequent):
+        raise BadValue(
+            f"{num_virtual_tokens} virtual tokens cannot be drawn from {len(frequent)} tokens without repeating; "
+            "raise method.vocabulary_size"
+        )
+    drawn = torch.randperm(len(frequent), generator=generator)[:num_virtual_tokens].tolist()
+    return embed([frequent[number] for number in drawn])
+
+
+def from_labels(
+    embed: Embedder,
+    labels: Sequence[Sequence[int]],
+    frequent: Sequence[int],
+    num_virtual_tokens: int,
+    *,
+    generator: Generator,
+) -> Tensor:
+    """``[P, E]``: for each label the mean of its tokens' embeddings, then tokens drawn from the ``frequent`` ones.
+
+    (Lester et al. 2021, section 3.2.)
+    """
+    rows = [embed(ids).mean(0, keepdim=True) for ids in labels]
+    rest = num_virtual_tokens - len(rows)
+    return torch.cat([*rows, *([from_vocabulary(embed, frequent, rest, generator=generator)] if rest else [])])
+
+
+def from_prompt(prompt: SoftPrompt, geometry: Geometry, num_virtual_tokens: int) -> Tensor:
+    """``[P, E]``: another prompt's values; as many virtual tokens, for the same model. (SPoT, Vu et al. 2022.)"""
+    _check_same_length(prompt, num_virtual_tokens)
+    prompt.check(geometry)
+    return prompt.embeddings_PE
+
+
+def _check_same_length(tokens: VirtualTokens, num_virtual_tokens: int) -> None:
+    if tokens.num_virtual_tokens != num_virtual_tokens:
         raise GeometryMismatch(
-            f"the artifact to start from has {prefix.num_virtual_tokens} virtual tokens, "
+            f"the artifact to start from has {tokens.num_virtual_tokens} virtual tokens, "
             f"num_virtual_tokens is {num_virtual_tokens}; they must be equal"
         )
-    prefix.check(geometry)
-    return prefix

@@ -12,8 +12,9 @@ import torch
 
 from epigraph.frozen.inputs import fill_token
 from epigraph.train.batches import collate
+from epigraph.train.build import make_method
 from epigraph.train.loss import token_losses
-from epigraph.train.prepare import Prepared, make_method
+from epigraph.train.prepare import Prepared
 
 TIMED_STEPS = 3
 

@@ -11,7 +11,7 @@ from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
 from epigraph.tasks.base import Example, Scores, Task
-from epigraph.virtual import KVPrefix
+from epigraph.virtual import VirtualTokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class Evaluation:
 def evaluate(
     frozen: FrozenModel,
     codec: Codec,
-    prefix: KVPrefix | None,
+    prefix: VirtualTokens | None,
     task: Task,
     examples: Sequence[Example],
     *,

@@ -20,12 +20,14 @@ from epigraph.errors import TrainingFailed
 from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import Method
+from epigraph.train.adafactor import Adafactor
 from epigraph.train.batches import Batch, endless, in_order
 from epigraph.train.best import Best
 from epigraph.train.loss import denominator, token_losses
 from epigraph.train.recipe import TrainingPart
 from epigraph.train.state import Position, State, gather, put_back
 
+OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
 Record = Mapping[str, Any]
 Score = Callable[[Method], Mapping[str, float]]
 
@@ -105,9 +107,9 @@ def train(
 
 def dev_loss(frozen: FrozenModel, rows: Sequence[Encoded], method: Method, batch_size: int = 16) -> float:
     """The mean negative log-likelihood, in nats, of the scored tokens of ``rows``."""
-    prefix = method.fold()
     total, count = 0.0, 0
     with torch.inference_mode():
+        prefix = frozen.lower(method.fold())
         for batch in in_order(rows, batch_size, fill_token(frozen.tokenizer)):
             losses = token_losses(frozen, batch.to(frozen.device), prefix)
             total += float(losses.sum())
@@ -124,7 +126,7 @@ class _Run:
         self._scored_per_row = max(1.0, sum(sum(row.scored[1:]) for row in rows) / len(rows))
         self._accelerator = Accelerator(cpu=frozen.device.type == "cpu")
         trained = [x for x in method.to(frozen.device).parameters() if x.requires_grad]
-        optimizer = AdamW(trained, weight_decay=plan.weight_decay)
+        optimizer = OPTIMIZERS[plan.optimizer](trained, weight_decay=plan.weight_decay)
         self.method, self.optimizer = self._accelerator.prepare(method, optimizer)
         self.best = Best(self.method, plan)
 

@@ -14,12 +14,14 @@ from torch.nn import functional
 
 from epigraph.frozen.model import FrozenModel
 from epigraph.train.batches import Batch
-from epigraph.virtual import KVPrefix
+from epigraph.virtual import VirtualTokens
 
 Reduction = Literal["token-mean", "example-sum"]
 
 
-def token_losses(frozen: FrozenModel, batch: Batch, prefix: KVPrefix | Sequence[KVPrefix | None] | None) -> Tensor:
+def token_losses(
+    frozen: FrozenModel, batch: Batch, prefix: VirtualTokens | Sequence[VirtualTokens | None] | None
+) -> Tensor:
     """``[S]`` float32: the negative log-likelihood, in nats, of each scored token, row after row."""
     next_scored = torch.zeros_like(batch.scored_BT)
     next_scored[:, :-1] = batch.scored_BT[:, 1:]

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from epigraph import artifact
 from epigraph.contract import Decoding, TextContract
 from epigraph.errors import BadValue, DataNotFound
 from epigraph.frozen.inputs import Codec, Encoded, chat_template_hash
 from epigraph.frozen.model import FrozenModel
-from epigraph.methods import initial
-from epigraph.methods.base import Method
-from epigraph.methods.prefix_tuning import PrefixTuning
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, draw_pairs, find, own_data
 from epigraph.train.evaluate import lesson
 from epigraph.train.recipe import Recipe
 from epigraph.train.tensorboard import board_class
-from epigraph.virtual import KVPrefix
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
@@ -109,42 +101,3 @@ def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContrac
         return TextContract.model_validate(chosen)
     except ValueError as wrong:
         raise BadValue(f"text: {str(wrong).splitlines()[2].strip()}") from None
-
-
-def make_method(ready: Prepared) -> Method:
-    """The recipe's method with its first values; the seed decides every random one."""
-    config = ready.recipe.method
-    torch.manual_seed(ready.recipe.training.seed)
-    return PrefixTuning(config, ready.frozen.geometry, _first_values(ready))
-
-
-def _first_values(ready: Prepared) -> KVPrefix | None:
-    config, frozen, geometry = ready.recipe.method, ready.frozen, ready.frozen.geometry
-    num_tokens = config.num_virtual_tokens
-    match config.start:
-        case None:
-            return None
-        case "random":
-            generator = torch.Generator().manual_seed(ready.recipe.training.seed)
-            return initial.random_normal(geometry, num_tokens, std=config.initial_std, generator=generator)
-        case "zero":
-            return initial.zero(geometry, num_tokens)
-        case "artifact":
-            there = artifact.load(artifact.find(Path(str(config.initial_path))))
-            there.check_base(geometry, frozen.fingerprint, frozen.tokenizer_fingerprint)
-            return initial.from_prefix(there.prefix, geometry, num_tokens)
-        case "document":
-            text = _document(Path(str(config.initial_path)))
-            ids = frozen.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-            return initial.from_document(frozen.read, ids, num_tokens)
-        case _:
-            text = config.initial_text or ready.task.instruction
-            ids = frozen.tokenizer(text, add_special_tokens=False).input_ids
-            return initial.from_text(frozen.read, ids, num_tokens)
-
-
-def _document(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as wrong:
-        raise BadValue(f"method.initial_path: cannot read {path}: {wrong}") from None

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from epigraph.errors import BadValue, RecipeError, UnknownKey
 from epigraph.methods.prefix_tuning import PrefixTuningConfig
+from epigraph.methods.prompt_tuning import PromptTuningConfig
 
 MAX_COUNT = (1 << 63) - 1
 MAX_SHOWN_CHARS = 80
@@ -24,8 +25,11 @@ NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 # Where no learning rate is given. The paper's own (Li & Liang 2021, table 6: 5e-5 to 8e-5) is for an MLP and thousands
 # of steps. raw: tried on 200 E2E development tables, docs/results.md. The MLPs': a first trial, not swept.
-DEFAULT_LR = {"raw": 2e-2, "mlp": 1e-3, "mlp-code": 1e-3}
-
+# Prompts: docs/results.md.
+DEFAULT_LR = {
+    "prefix-tuning": {"raw": 2e-2, "mlp": 1e-3, "mlp-code": 1e-3},
+    "prompt-tuning": {"raw": 1e-1, "residual": 1e-2, "mlp": 1e-3},
+}
 
 TABLES = ("data", "method", "training", "text")
 # Endings of files that are rows, which newcomers give where a recipe is read.
@@ -38,10 +42,29 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class MethodPart(PrefixTuningConfig):
-    """``[method]``: which method, and its own keys."""
+class PrefixTuningPart(PrefixTuningConfig):
+    """``[method]`` with ``name = "prefix-tuning"``, the default."""
 
     name: Literal["prefix-tuning"] = "prefix-tuning"
+
+
+class PromptTuningPart(PromptTuningConfig):
+    """``[method]`` with ``name = "prompt-tuning"``."""
+
+    name: Literal["prompt-tuning"] = "prompt-tuning"
+
+
+METHODS: Mapping[str, type[PrefixTuningPart | PromptTuningPart]] = {
+    "prefix-tuning": PrefixTuningPart,
+    "prompt-tuning": PromptTuningPart,
+}
+
+
+def _with_name(table: Any) -> Any:
+    return {"name": "prefix-tuning", **table} if isinstance(table, Mapping) else table
+
+
+MethodPart = Annotated[PrefixTuningPart | PromptTuningPart, Field(discriminator="name"), BeforeValidator(_with_name)]
 
 
 class DataPart(Part):
@@ -82,6 +105,7 @@ class TrainingPart(Part):
     batch_size: Positive = 8
     accumulation: Positive = 1
     lr: Annotated[float, Field(gt=0, le=100)] | None = None
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegative = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -110,14 +134,14 @@ class Recipe(Part):
     model: str = "smollm2-135m"
     attention: Literal["sdpa", "eager"] = "sdpa"
     data: DataPart
-    method: MethodPart = MethodPart()
+    method: MethodPart = PrefixTuningPart()
     training: TrainingPart = TrainingPart()
     text: TextPart = TextPart()
 
     @property
     def lr(self) -> float:
         """The learning rate in force."""
-        return self.training.lr or DEFAULT_LR[self.method.parameterization]
+        return self.training.lr or DEFAULT_LR[self.method.name][self.method.parameterization]
 
     def steps_for(self, num_rows: int) -> int:
         """Optimiser steps in force: as given, or as many as the epochs hold; by default five epochs, at least 200."""
@@ -191,14 +215,16 @@ def _put(tables: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _one_line(mistake: Mapping[str, Any]) -> RecipeError:
-    key = _key(".".join(str(x) for x in mistake["loc"]))
+    # A method's keys come with the method's name between table and key.
+    key = _key(".".join(str(x) for number, x in enumerate(mistake["loc"]) if number != 1 or x not in METHODS))
     if mistake["type"] == "extra_forbidden":
-        names = known_keys() if "." in key else [*TABLES, *known_keys()]
-        near = difflib.get_close_matches(key, names, n=1) or [x for x in names if x.endswith("." + key)]
-        hint = f"did you mean {near[0]}?" if near else "see docs/recipes.md for all keys"
-        return UnknownKey(f"unknown key {key}; {hint}")
+        return UnknownKey(f"unknown key {key}; {_hint(key, mistake['loc'])}")
     if mistake["type"] == "missing":
         return BadValue(f"{key} is missing; {'give --task NAME or --data FILE' if key == 'data' else 'set it'}")
+    if mistake["type"] == "union_tag_invalid":
+        return BadValue(
+            f"method.name: got {_shown(mistake['ctx']['tag'])}, expected: {' or '.join(map(repr, METHODS))}"
+        )
     got = _shown(mistake["input"])
     if mistake["type"] == "model_type":
         example = next(x for x in known_keys() if x.startswith(f"{key}."))
@@ -224,12 +250,21 @@ def _shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + "..."
 
 
+def _hint(key: str, where: Sequence[Any]) -> str:
+    names = known_keys() if "." in key else [*TABLES, *known_keys()]
+    if key in names:
+        return f"{where[1]} has none of that name; see docs/recipes.md for the keys of each method"
+    near = difflib.get_close_matches(key, names, n=1) or [x for x in names if x.endswith("." + key)]
+    return f"did you mean {near[0]}?" if near else "see docs/recipes.md for all keys"
+
+
 def known_keys() -> list[str]:
-    """Every key of a recipe, dotted."""
-    keys = ["model", "attention"]
-    for table in TABLES:
-        part = Recipe.model_fields[table].annotation
-        assert isinstance(part, type)
-        assert issubclass(part, BaseModel)
-        keys += [f"{table}.{name}" for name in part.model_fields]
-    return keys
+    """Every key of a recipe, dotted; a method's keys are those of any method."""
+    parts: dict[str, list[type[BaseModel]]] = {
+        "data": [DataPart],
+        "method": list(METHODS.values()),
+        "training": [TrainingPart],
+        "text": [TextPart],
+    }
+    keys = [f"{table}.{name}" for table in TABLES for part in parts[table] for name in part.model_fields]
+    return ["model", "attention", *dict.fromkeys(keys)]

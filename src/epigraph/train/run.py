@@ -27,7 +27,7 @@ from epigraph.train.record import Lines, machine, versions, write_json
 from epigraph.train.state import State
 from epigraph.train.stop import Stop, on_signals
 from epigraph.train.tensorboard import Board
-from epigraph.virtual import KVPrefix
+from epigraph.virtual import VirtualTokens
 
 # With no dev_every in the recipe, development scores are taken this many times.
 DEFAULT_DEV_SCORES = 5
@@ -184,14 +184,14 @@ def _dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
 def _finish(
     ready: Prepared, method: Method, outcome: Outcome, resumed_at: tuple[int, ...], folder: Path
 ) -> dict[str, Any]:
-    prefix = method.fold()
+    tokens = method.fold()
     summary: dict[str, Any] = {
         "model": ready.frozen.name,
         "task": ready.task.name,
         "method": ready.recipe.method.name,
-        "num_virtual_tokens": prefix.num_virtual_tokens,
+        "num_virtual_tokens": tokens.num_virtual_tokens,
         "trained_numbers": method.num_trained,
-        "stored_numbers": prefix.num_numbers,
+        "stored_numbers": tokens.num_numbers,
         "model_parameters": ready.frozen.num_parameters,
         "model_bytes": ready.frozen.num_bytes,
         "steps": outcome.steps,
@@ -206,17 +206,17 @@ def _finish(
         "machine": machine(),
     }
     path = folder / artifact.FILE_NAME
-    summary["content_hash"] = artifact.save(_artifact(ready, prefix, summary), path)
+    summary["content_hash"] = artifact.save(_artifact(ready, tokens, summary), path)
     summary["artifact_bytes"] = path.stat().st_size
     write_json(folder / SUMMARY, summary)
     return summary
 
 
-def _artifact(ready: Prepared, prefix: KVPrefix, summary: Mapping[str, Any]) -> artifact.Artifact:
+def _artifact(ready: Prepared, tokens: VirtualTokens, summary: Mapping[str, Any]) -> artifact.Artifact:
     recipe = _without_folders(resolved(ready))
     kept = ("steps", "kept_step", "dev", "seconds", "seed", "versions")
     return artifact.Artifact(
-        prefix=prefix,
+        tokens=tokens,
         geometry=ready.frozen.geometry,
         contract=ready.codec.contract,
         base_name=ready.frozen.name,
