@@ -18,7 +18,7 @@ from epigraph.frozen.generate import generate
 from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.resolve import resolve
 from epigraph.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
-from epigraph.virtual import KVPrefix
+from epigraph.virtual import KVPrefix, SoftPrompt
 from test_attention import assert_same, batch_logits, logits
 from test_prefix_tuning import saved_and_loaded
 
@@ -54,6 +54,31 @@ def test_a_read_text_is_the_text(smollm2: FrozenModel) -> None:
     for head, tail in zip(PREFIXES, TEXTS, strict=True):
         whole = logits(smollm2, ids(smollm2, head) + ids(smollm2, tail), None)[len(ids(smollm2, head)) :]
         assert_same(logits(smollm2, ids(smollm2, tail), read(smollm2, head)), whole)
+
+
+def assert_lowered_is_embedded(frozen: FrozenModel, text: Sequence[int]) -> None:
+    """Words moved off their place by noise of the embeddings' own size, lowered, against the model's inputs_embeds."""
+    words = frozen.embed(ids(frozen, PREFIXES[1]))
+    noise = torch.randn(words.shape, generator=torch.Generator().manual_seed(0))
+    soft = SoftPrompt(embeddings_PE=words + frozen.embedding_rms * noise)
+    with torch.no_grad():
+        embeddings = torch.cat([soft.embeddings_PE, frozen.embed(text)])[None]
+        want = frozen.model(inputs_embeds=embeddings, use_cache=False).logits[0, soft.num_virtual_tokens :]
+        bare = logits(frozen, text, None)
+    got = logits(frozen, text, frozen.lower(soft))
+    assert_same(got, want)
+    assert float((got - bare).abs().max()) > 0.5
+
+
+def test_a_lowered_prompt_is_its_embeddings(smollm2: FrozenModel) -> None:
+    assert_lowered_is_embedded(smollm2, ids(smollm2, TEXTS[1]))
+
+
+@pytest.mark.slow
+def test_a_lowered_prompt_is_its_embeddings_on_gemma_3() -> None:
+    """15 of 18 layers see 512 positions, and embeddings are scaled after the lookup; the text runs past the window."""
+    frozen = FrozenModel.load(fetched("gemma-3-270m"))
+    assert_lowered_is_embedded(frozen, (ids(frozen, " ".join(PREFIXES)) * 20)[:700])
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["left-padded", "right-padded"])
