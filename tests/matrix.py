@@ -19,7 +19,17 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).parents[1]
 FACTS = ("--noconftest", "tests/contract")
 ORACLES = tuple(
-    f"tests/test_{name}.py" for name in ("attention", "silent_failures", "versions", "prefix_tuning", "train", "inputs")
+    f"tests/test_{name}.py"
+    for name in (
+        "attention",
+        "silent_failures",
+        "versions",
+        "prefix_tuning",
+        "lowering",
+        "prompt_tuning",
+        "train",
+        "inputs",
+    )
 )
 VERSION = "from importlib.metadata import version; print(version('transformers'))"
 

@@ -70,11 +70,8 @@ def train(
         raise BadValue("--out is missing; give the folder to write to (or --dry-run to see the cost first)")
     if resume and (overwrite or dry_run):
         raise BadValue(f"got --resume with {'--overwrite' if overwrite else '--dry-run'}, expected one of them")
-    if resume and not words and not given:
-        assert out is not None
-        recipe = _recipe_of(out)
-    else:
-        recipe = _recipe(words or [], given)
+    recipe = _recipe(words or [], given, out if resume else None)
+    # After the recipe: these take seconds to import, and a mistake in a flag is answered at once.
     from epigraph.train.folder import check_output
     from epigraph.train.prepare import prepare
 
@@ -88,22 +85,19 @@ def train(
     _run(ready, out, as_json, resume=resume)
 
 
-def _recipe(words: list[str], flags: Mapping[str, Any]) -> Any:
-    from epigraph.train.recipe import parse_changes, read_recipe
+def _recipe(words: list[str], flags: Mapping[str, Any], resumed: Path | None) -> Any:
+    """The recipe of file, changes and flags; of a run that goes on, without any, the one it was begun with."""
+    from epigraph.train.recipe import check_recipe, parse_changes, read_recipe
 
+    if resumed is not None and not words and not flags:
+        from epigraph.train.folder import given_tables
+
+        return check_recipe(given_tables(resumed))
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
         raise BadValue(f"got {len(files)} recipes ({', '.join(files)}), expected one TOML file and key=value changes")
     changes = {**parse_changes([word for word in words if "=" in word]), **flags}
     return read_recipe(Path(files[0]) if files else None, changes)
-
-
-def _recipe_of(out: Path) -> Any:
-    """The recipe that the run in ``out`` was begun with."""
-    from epigraph.train.folder import RECIPE, read_json
-    from epigraph.train.recipe import check_recipe
-
-    return check_recipe(read_json(out, RECIPE).get("given", {}))
 
 
 def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:

@@ -82,6 +82,14 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def given_tables(folder: Path) -> dict[str, Any]:
+    """The recipe that the run in ``folder`` was begun with, as it was given; raises :class:`NothingToResume`."""
+    tables = read_json(folder, RECIPE).get("given")
+    if not isinstance(tables, dict):
+        raise NothingToResume(f"{folder}: {RECIPE} does not say what was given; give the recipe or the flags again")
+    return tables
+
+
 def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Raise :class:`ResumeMismatch` unless the run in ``folder`` was begun with ``wanted``, see ``recipe.json``."""
     begun, now = (_flat(x) for x in (read_json(folder, RECIPE), wanted))
