@@ -44,6 +44,7 @@ EpigraphError
         ├── ContentMismatch        tensors or header are not the ones that were written
         ├── WrongBase              trained for a base model with other weights
         ├── WrongTokenizer         trained with another tokenizer
+        ├── ContractMismatch       trained with another text contract than the artifact it is to be asked with
         └── CannotWrite            no space, no permission or no folder to write the file in; nothing was left behind
 """
 
@@ -229,6 +230,10 @@ class WrongBase(ArtifactError):
 
 class WrongTokenizer(ArtifactError):
     """Trained with another tokenizer."""
+
+
+class ContractMismatch(ArtifactError):
+    """Trained with another text contract than the artifact it is to be asked with."""
 
 
 class CannotWrite(ArtifactError):

@@ -11,8 +11,9 @@ import torch
 
 from epigraph import artifact
 from epigraph.artifact import Artifact
-from epigraph.contract import Decoding
-from epigraph.errors import BadValue, ModelNotFound
+from epigraph.contract import Decoding, TextContract
+from epigraph.errors import BadValue, ContractMismatch, ModelNotFound
+from epigraph.frozen.ensemble import Ensemble, Joining
 from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
@@ -67,10 +68,24 @@ class Tuned:
             raise ModelNotFound(f"{missing} (the artifact's base; say where it is with --model)") from None
         return cls(frozen, content, allow_base=allow_base)
 
+    def ensemble(self, *others: str | Path, mean: Joining = "geometric", allow_base: str | None = None) -> Ensemble:
+        """This artifact and those at ``others``, files or folders of runs, to be asked together (docs/ensembles.md).
+
+        Raises :class:`WrongBase`, :class:`WrongTokenizer`, :class:`GeometryMismatch` or :class:`ContractMismatch` for
+        an artifact that does not go with this one; ``allow_base`` as in :meth:`load`.
+        """
+        members = [self.prefix]
+        for path in others:
+            content = artifact.load(artifact.find(Path(path)))
+            _check_contract(path, content.contract, self.artifact.contract)
+            members.append(Tuned(self.frozen, content, allow_base=allow_base).prefix)
+        return Ensemble(members=tuple(members), mean=mean)
+
     def generate(
         self,
         texts: Sequence[Text],
         *,
+        ensemble: Ensemble | None = None,
         decoding: Decoding | None = None,
         batch_size: int = 32,
         advance: Callable[[int], None] = lambda _: None,
@@ -78,22 +93,24 @@ class Tuned:
     ) -> list[str]:
         """One answer a text, in order. A text is a source for the contract's input template, or for a chat contract
         a list of ``{"role", "content"}`` turns (a plain string is one user turn). ``options`` go to transformers'
-        ``generate``: ``do_sample=True, temperature=0.7``, say. Raises :class:`BadValue` for what is no list of texts.
+        ``generate``: ``do_sample=True, temperature=0.7``, say; an ``ensemble``, which answers in this artifact's
+        place, takes none. Raises :class:`BadValue` for what is no list of texts.
         """
         if isinstance(texts, str):
             raise BadValue(f"texts is one text, {texts[:40]!r}, expected a list of texts; write [text]")
         if batch_size < 1:
             raise BadValue(f"batch_size is {batch_size}, expected 1 or more")
         prompts = [self.encode(text).ids for text in texts]
-        new = generate(
-            self.frozen,
-            prompts,
-            self.prefix,
-            decoding or self.artifact.contract.decoding,
-            batch_size=batch_size,
-            advance=advance,
-            **options,
-        )
+        decoding = decoding or self.artifact.contract.decoding
+        if ensemble is not None:
+            _refuse_options(options)
+            new = ensemble.generate(
+                self.frozen, prompts, self.codec.text, decoding, batch_size=batch_size, advance=advance
+            )
+        else:
+            new = generate(
+                self.frozen, prompts, self.prefix, decoding, batch_size=batch_size, advance=advance, **options
+            )
         return [self.codec.text(ids) for ids in new]
 
     def encode(self, text: Text) -> Encoded:
@@ -104,3 +121,22 @@ class Tuned:
         if not isinstance(text, str):
             raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
         return self.codec.source({"source": text})
+
+
+def _check_contract(path: str | Path, other: TextContract, own: TextContract) -> None:
+    """Members must see the same ids; the first one's decoding is used, so that the others' does not count."""
+    for name in TextContract.model_fields:
+        got, expected = getattr(other, name), getattr(own, name)
+        if name != "decoding" and got != expected:
+            raise ContractMismatch(
+                f"{path} cannot join the ensemble: its text contract has {name} {got!r}, expected {expected!r} as in "
+                "the first artifact; members must be trained on one task with the same text settings"
+            )
+
+
+def _refuse_options(options: Mapping[str, Any]) -> None:
+    if options:
+        raise BadValue(
+            f"got {', '.join(options)} for an ensemble, expected none: its members must take the same token, "
+            "so it decodes greedily; leave sampling out"
+        )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.options import changed_decoding, check_positive, load_tuned
+from epigraph.cli.options import changed_decoding, check_joining, check_positive, joined, load_tuned
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -23,6 +24,10 @@ def evaluate(
     num_beams: Annotated[int | None, Flag(help="Beam search with this many beams; 1 is greedy.")] = None,
     max_new_tokens: Annotated[int | None, Flag(help="Longest answer, in tokens.")] = None,
     untouched: Annotated[bool, Flag("--untouched", help="The bare model under the same text contract.")] = False,
+    others: Annotated[
+        list[Path] | None, Flag("--with", help="Another artifact to ask together; may be repeated.")
+    ] = None,
+    mean: Annotated[str | None, Flag(help="How: geometric (default), arithmetic or majority.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
     precision: Annotated[str, Flag(help="bf16 or fp32.")] = "bf16",
     batch_size: Annotated[int, Flag(help="Rows decoded at a time.")] = 64,
@@ -32,9 +37,13 @@ def evaluate(
 ) -> None:
     """Decode a split and score it."""
     check_positive(limit=limit, batch_size=batch_size)
+    check_joining(others, mean)
+    if untouched and others:
+        raise BadValue("got both --untouched and --with, expected one of them: the bare model is no ensemble")
     examples, chosen = _examples(artifact, task, data, split, limit)
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
     decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
+    ensemble = joined(tuned, others, mean, allow_base)
     from epigraph.train.evaluate import evaluate as run
 
     with show.progress() as bar:
@@ -42,7 +51,7 @@ def evaluate(
         done = run(
             tuned.frozen,
             tuned.codec,
-            None if untouched else tuned.prefix,
+            None if untouched else ensemble or tuned.prefix,
             chosen,
             examples,
             decoding=decoding,
@@ -52,7 +61,9 @@ def evaluate(
     record = {"task": chosen.name, "split": split, "precision": precision, **done.to_json()}
     if allow_base is not None:
         record["allowed_base"] = tuned.frozen.fingerprint
-    _keep(artifact, "before" if untouched else "after", record)
+    if ensemble is not None:
+        record["ensemble"] = {"mean": ensemble.mean, "members": _content_hashes([artifact, *(others or ())])}
+    _keep(artifact, "before" if untouched else "after" if ensemble is None else "ensemble", record)
     if as_json:
         show.print_json({name: value for name, value in record.items() if name != "examples"})
         return
@@ -84,6 +95,12 @@ def _check_alone(task: str | None, split: str) -> None:
         raise BadValue("got both --data and --task, expected one of them")
     if split != "test":
         raise BadValue(f"got --split {split} with --data, expected no --split: all rows of the file are evaluated")
+
+
+def _content_hashes(artifacts: Sequence[Path]) -> list[str]:
+    from epigraph.artifact import find, inspect
+
+    return [inspect(find(path))["content_hash"] for path in artifacts]
 
 
 def _keep(artifact: Path, name: str, record: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.options import changed_decoding, check_positive, load_tuned
+from epigraph.cli.options import changed_decoding, check_joining, check_positive, joined, load_tuned
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -23,6 +23,10 @@ def generate(
     temperature: Annotated[float, Flag(help="Above 0 samples; 0 takes the likeliest.")] = 0.0,
     top_p: Annotated[float, Flag(help="When sampling, the share of probability kept.")] = 1.0,
     seed: Annotated[int, Flag(help="Decides what is sampled.")] = 0,
+    others: Annotated[
+        list[Path] | None, Flag("--with", help="Another artifact to ask together; may be repeated.")
+    ] = None,
+    mean: Annotated[str | None, Flag(help="How: geometric (default), arithmetic or majority.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
     precision: Annotated[str, Flag(help="bf16 or fp32.")] = "fp32",
     batch_size: Annotated[int, Flag(help="Rows decoded at a time.")] = 32,
@@ -37,6 +41,9 @@ def generate(
 
     check_positive(batch_size=batch_size)
     _check_sampling(temperature, top_p)
+    check_joining(others, mean)
+    if others and temperature > 0:
+        raise BadValue(f"got --temperature {temperature} with --with, expected 0: an ensemble decodes greedily")
     find(artifact)
     texts = [line.rstrip("\n") for line in sys.stdin if line.strip()] if text == "-" else [text]
     if not any(text.strip() for text in texts):
@@ -48,7 +55,8 @@ def generate(
     if temperature > 0:
         torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    answers = tuned.generate(texts, decoding=decoding, batch_size=batch_size, **options)
+    ensemble = joined(tuned, others, mean, allow_base)
+    answers = tuned.generate(texts, ensemble=ensemble, decoding=decoding, batch_size=batch_size, **options)
     for source, answer in zip(texts, answers, strict=True):
         if as_json:
             show.print_json_line({"source": source, "text": answer})

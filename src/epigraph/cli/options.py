@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from epigraph.errors import BadValue
 
 if TYPE_CHECKING:
     from epigraph.contract import Decoding
+    from epigraph.frozen.ensemble import Ensemble, Joining
     from epigraph.tuned import Tuned
 
 
@@ -20,6 +22,26 @@ def load_tuned(artifact: Path, *, model: str | None, precision: str, device: str
     if precision not in DTYPES:
         raise BadValue(f"--precision is {precision!r}, expected {' or '.join(DTYPES)}")
     return Tuned.load(artifact, model=model, dtype=DTYPES[precision], device=device, allow_base=allow_base)
+
+
+def check_joining(others: Sequence[Path] | None, mean: str | None) -> None:
+    """Raises what is wrong with ``--with`` and ``--mean`` before any model is loaded."""
+    from epigraph.artifact import find
+    from epigraph.frozen.ensemble import JOININGS
+
+    if mean is not None and mean not in JOININGS:
+        raise BadValue(f"--mean is {mean!r}, expected {', '.join(JOININGS)}")
+    if mean is not None and not others:
+        raise BadValue(f"got --mean {mean} without --with, expected --with RUN: the other artifacts of the ensemble")
+    for path in others or ():
+        find(path)
+
+
+def joined(tuned: Tuned, others: Sequence[Path] | None, mean: str | None, allow_base: str | None) -> Ensemble | None:
+    """The ensemble that the flags ask for, None where they ask for none."""
+    if not others:
+        return None
+    return tuned.ensemble(*others, mean=cast("Joining", mean or "geometric"), allow_base=allow_base)
 
 
 def check_positive(**flags: int | None) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from epigraph.contract import Decoding
+from epigraph.frozen.ensemble import Ensemble
 from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
@@ -40,7 +41,7 @@ class Evaluation:
 def evaluate(
     frozen: FrozenModel,
     codec: Codec,
-    prefix: VirtualTokens | None,
+    prefix: VirtualTokens | Ensemble | None,
     task: Task,
     examples: Sequence[Example],
     *,
@@ -50,12 +51,17 @@ def evaluate(
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Decode and score ``examples``; ``prefix`` None is the untouched model under the same text contract.
+    An ensemble's members answer together, in its way.
 
     ``only`` are the metrics to compute, None for all that the task has.
     """
     decoding = decoding or codec.contract.decoding
     asked = [question(codec, example) for example in examples]
-    new = generate(frozen, [x.ids for x in asked], prefix, decoding, batch_size=batch_size, advance=advance)
+    prompts = [x.ids for x in asked]
+    if isinstance(prefix, Ensemble):
+        new = prefix.generate(frozen, prompts, codec.text, decoding, batch_size=batch_size, advance=advance)
+    else:
+        new = generate(frozen, prompts, prefix, decoding, batch_size=batch_size, advance=advance)
     predictions = tuple(codec.text(ids) for ids in new)
     return Evaluation(
         scores=task.score(predictions, examples, only),
