@@ -25,7 +25,7 @@ def evaluate(
     max_new_tokens: Annotated[int | None, Flag(help="Longest answer, in tokens.")] = None,
     untouched: Annotated[bool, Flag("--untouched", help="The bare model under the same text contract.")] = False,
     others: Annotated[
-        list[Path] | None, Flag("--with", help="Another artifact to ask together; may be repeated.")
+        list[Path] | None, Flag("--with", metavar="<path>", help="Another artifact to ask together; may be repeated.")
     ] = None,
     mean: Annotated[str | None, Flag(help="How: geometric (default), arithmetic or majority.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
@@ -43,7 +43,7 @@ def evaluate(
     examples, chosen = _examples(artifact, task, data, split, limit)
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
     decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
-    ensemble = joined(tuned, others, mean, allow_base)
+    ensemble = joined(tuned, others, mean, allow_base, decoding)
     from epigraph.train.evaluate import evaluate as run
 
     with show.progress() as bar:

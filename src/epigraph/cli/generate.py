@@ -24,7 +24,7 @@ def generate(
     top_p: Annotated[float, Flag(help="When sampling, the share of probability kept.")] = 1.0,
     seed: Annotated[int, Flag(help="Decides what is sampled.")] = 0,
     others: Annotated[
-        list[Path] | None, Flag("--with", help="Another artifact to ask together; may be repeated.")
+        list[Path] | None, Flag("--with", metavar="<path>", help="Another artifact to ask together; may be repeated.")
     ] = None,
     mean: Annotated[str | None, Flag(help="How: geometric (default), arithmetic or majority.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
@@ -55,7 +55,7 @@ def generate(
     if temperature > 0:
         torch.manual_seed(seed)
         options = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    ensemble = joined(tuned, others, mean, allow_base)
+    ensemble = joined(tuned, others, mean, allow_base, decoding)
     answers = tuned.generate(texts, ensemble=ensemble, decoding=decoding, batch_size=batch_size, **options)
     for source, answer in zip(texts, answers, strict=True):
         if as_json:

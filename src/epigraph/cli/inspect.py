@@ -38,7 +38,7 @@ def inspect(
     if as_json:
         show.print_json(found if reading is None else {**found, "neighbours": _as_json(reading, labels)})
         return
-    show.print_pairs(str(artifact), _in_words(found))
+    show.print_pairs(str(artifact), _in_words(found) | ({} if reading is None else _summary(reading)))
     if reading is not None:
         _print_reading(reading, labels)
 
@@ -49,8 +49,8 @@ def _check_flags(kind: str, *, neighbours: bool, model: str | None, allow_base: 
             raise BadValue(f"got {name} {value!r} without --neighbours, which alone loads a model; add --neighbours")
     if neighbours and kind != "soft":
         raise BadValue(
-            f"--neighbours: the artifact's kind is {kind!r} (keys and values, which no token lies near), expected 'soft'; "
-            "give an artifact of prompt-tuning, or leave --neighbours out"
+            f"--neighbours: the artifact holds keys and values (kind {kind!r}), expected a soft prompt (kind 'soft'), "
+            "whose virtual tokens lie among the vocabulary's; leave --neighbours out"
         )
 
 
@@ -91,6 +91,14 @@ def _as_json(reading: PromptReading, labels: tuple[LabelReading, ...]) -> dict[s
     }
 
 
+def _summary(reading: PromptReading) -> dict[str, str]:
+    pair = reading.closest_pair
+    return {
+        "closest two": "there is only one" if pair is None else f"{pair.number} and {_closest(pair)} (cosine)",
+        "norm 1": f"{reading.mean_norm:.4g}, the vocabulary's mean",
+    }
+
+
 def _print_reading(reading: PromptReading, labels: tuple[LabelReading, ...]) -> None:
     rows = [
         (
@@ -108,11 +116,6 @@ def _print_reading(reading: PromptReading, labels: tuple[LabelReading, ...]) -> 
     if labels:
         left = [(str(x.number), _quoted(x.label), _listed(x.tokens), _listed(x.kept)) for x in labels]
         show.print_rows("Labels", ("token", "label", "its tokens", "still near"), left)
-    pair = reading.closest_pair
-    said = "there is only one" if pair is None else f"{pair.number} and {_closest(pair)}"
-    show.print_pairs(
-        "", {"closest virtual tokens": said, "norm 1": f"{reading.mean_norm:.4g}, the mean of the vocabulary"}
-    )
 
 
 def _closest(token: TokenReading) -> str:

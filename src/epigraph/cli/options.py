@@ -37,11 +37,15 @@ def check_joining(others: Sequence[Path] | None, mean: str | None) -> None:
         find(path)
 
 
-def joined(tuned: Tuned, others: Sequence[Path] | None, mean: str | None, allow_base: str | None) -> Ensemble | None:
-    """The ensemble that the flags ask for, None where they ask for none."""
+def joined(
+    tuned: Tuned, others: Sequence[Path] | None, mean: str | None, allow_base: str | None, decoding: Decoding
+) -> Ensemble | None:
+    """The ensemble that the flags ask for, None where they ask for none; it is known to go with ``decoding``."""
     if not others:
         return None
-    return tuned.ensemble(*others, mean=cast("Joining", mean or "geometric"), allow_base=allow_base)
+    ensemble = tuned.ensemble(*others, mean=cast("Joining", mean or "geometric"), allow_base=allow_base)
+    ensemble.check(decoding)
+    return ensemble
 
 
 def check_positive(**flags: int | None) -> None:
