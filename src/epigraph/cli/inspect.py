@@ -109,13 +109,13 @@ def _print_reading(reading: PromptReading, labels: tuple[LabelReading, ...]) -> 
         )
         for token in reading.tokens
     ]
-    show.print_rows("Neighbours", ("token", "norm", "nearest, by cosine", "closest other"), rows)
+    show.print_rows("Neighbours", ("virtual", "norm", "nearest, by cosine", "closest other"), rows)
     if reading.duplicates:
         doubled = [(_quoted(one.token), ", ".join(map(str, one.numbers))) for one in reading.duplicates]
         show.print_rows("Duplicates", ("nearest", "of virtual tokens"), doubled)
     if labels:
         left = [(str(x.number), _quoted(x.label), _listed(x.tokens), _listed(x.kept)) for x in labels]
-        show.print_rows("Labels", ("token", "label", "its tokens", "still near"), left)
+        show.print_rows("Labels", ("virtual", "label", "its tokens", "still near"), left)
 
 
 def _closest(token: TokenReading) -> str:

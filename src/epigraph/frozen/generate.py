@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from epigraph.contract import Decoding
 from epigraph.frozen.inputs import fill_token, pad
@@ -27,12 +27,14 @@ def generate(
     *,
     batch_size: int = 64,
     advance: Advance = lambda _: None,
+    processor: LogitsProcessor | None = None,
     **options: Any,
 ) -> list[list[int]]:
     """The new token ids of each prompt, its end token left out, in the order given.
 
     ``prefixes``: one for all rows, one a row, or None for the bare model. Rows are decoded in batches of similar
-    length; ``advance`` is told how many are done. ``options`` go to transformers' ``generate`` (sampling, say).
+    length, and neighbours of one length stay neighbours; ``advance`` is told how many are done. ``processor`` changes
+    the logits of every step; ``options`` go to transformers' ``GenerationConfig`` (sampling, say).
     """
     prefixes = _lowered(frozen, prefixes)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -40,8 +42,9 @@ def generate(
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
         rows = prefixes if prefixes is None or isinstance(prefixes, KVPrefix) else [prefixes[i] for i in numbers]
+        config = _generation_config(frozen, decoding, options)
         for number, new in zip(
-            numbers, _batch(frozen, [prompts[i] for i in numbers], rows, decoding, options), strict=True
+            numbers, _batch(frozen, [prompts[i] for i in numbers], rows, config, processor), strict=True
         ):
             answers[number] = new
         advance(len(numbers))
@@ -63,16 +66,18 @@ def _batch(
     frozen: FrozenModel,
     prompts: Sequence[Sequence[int]],
     prefixes: KVPrefix | Sequence[KVPrefix | None] | None,
-    decoding: Decoding,
-    options: dict[str, Any],
+    config: GenerationConfig,
+    processor: LogitsProcessor | None,
 ) -> list[list[int]]:
     ids, mask = (x.to(frozen.device) for x in pad(prompts, fill_token(frozen.tokenizer), left=True))
-    config = _generation_config(frozen, decoding, options)
     stops = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     with torch.inference_mode():
         copies = max(config.num_beams, config.num_return_sequences or 1)
+        processors = LogitsProcessorList([] if processor is None else [processor])
         with frozen.bind(prefixes, copies=copies):
-            out = frozen.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            out = frozen.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+            )
     return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
 
 
