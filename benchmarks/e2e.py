@@ -53,6 +53,7 @@ def main() -> None:
     }
     write_json(options.json, found)
     print(table(found))
+    print(metrics_table(found))
 
 
 def table(found: dict[str, Any]) -> str:
@@ -70,6 +71,20 @@ def table(found: dict[str, Any]) -> str:
         average = f"**{mean['bleu']:.1f}** (sd {mean['bleu_sd']:.1f})"
         size = f"{first['artifact_bytes'] / 1000:.0f} KB"
         lines.append([system, *bleus, average, f"{first['trained_numbers']:,}", size, f"{seconds:.0f}"])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+METRICS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr", "ser": "SER, %"}
+
+
+def metrics_table(found: dict[str, Any]) -> str:
+    """The challenge's five metrics and the slot error rate, each as the mean over seeds."""
+    lines = [["", *METRICS.values()], ["---"] * (1 + len(METRICS))]
+    systems = {"untouched": [found["untouched"]]}
+    systems |= {system: [row for row in found["runs"] if row["system"] == system] for system in found["mean"]}
+    for system, rows in systems.items():
+        means = [statistics.mean(row["scores"][metric] for row in rows) for metric in METRICS]
+        lines.append([system, *(f"{x:.2f}" if x < 10 else f"{x:.1f}" for x in means)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

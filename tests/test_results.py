@@ -29,5 +29,7 @@ def test_there_are_records() -> None:
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
 def test_the_page_shows_the_record(record: Path) -> None:
     # e2e-100.json is of e2e.py, with another setting.
-    table = benchmark(record.stem.partition("-")[0]).table(json.loads(record.read_text()))
-    assert table in (ROOT / "docs" / "results.md").read_text()
+    module, found = benchmark(record.stem.partition("-")[0]), json.loads(record.read_text())
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert module.table(found) in page
+    assert module.metrics_table(found) in page

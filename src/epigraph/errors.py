@@ -23,17 +23,18 @@ EpigraphError
     ├── BindingError
     │   ├── AlreadyBound           a second prefix on a model that carries one
     │   ├── BatchMismatch          rows bound and rows run are not the same number
+    │   ├── ContractMismatch       trained with another text contract than the artifact it is to be asked with
     │   ├── LostBinding            attention ran past the model's own forward, where no prefix can follow
     │   └── ReentrantCheckpointing activation checkpointing of the kind that forgets the prefix
     ├── GeometryMismatch           virtual tokens and model do not fit each other
     ├── CannotLower                a soft prompt that keys and values cannot stand for, with the reason
-├── OutputExists               a file or folder is in the way and would be lost
+    ├── OutputExists               a file or folder is in the way and would be lost
     ├── TrainingFailed             the loss stopped being a number
-├── RunError
-│   ├── NothingToResume        no checkpoint, or none that is whole
-│   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
-│   ├── RunInUse               another process writes to the same folder
-│   └── Interrupted            Ctrl-C or SIGTERM: the run stopped after a step, which is saved
+    ├── RunError
+    │   ├── NothingToResume        no checkpoint, or none that is whole
+    │   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
+    │   ├── RunInUse               another process writes to the same folder
+    │   └── Interrupted            Ctrl-C or SIGTERM: the run stopped after a step, which is saved
     └── ArtifactError
         ├── NotAnArtifact          the file is something else (a pickle, a folder, a link, a model)
         ├── Truncated              the file ends before its tensors do, or goes on after them
@@ -44,7 +45,6 @@ EpigraphError
         ├── ContentMismatch        tensors or header are not the ones that were written
         ├── WrongBase              trained for a base model with other weights
         ├── WrongTokenizer         trained with another tokenizer
-        ├── ContractMismatch       trained with another text contract than the artifact it is to be asked with
         └── CannotWrite            no space, no permission or no folder to write the file in; nothing was left behind
 """
 
@@ -151,6 +151,10 @@ class ReentrantCheckpointing(BindingError):
     """Activation checkpointing of the kind that forgets the prefix."""
 
 
+class ContractMismatch(BindingError):
+    """Trained with another text contract than the artifact it is to be asked with."""
+
+
 class GeometryMismatch(UserError):
     """Virtual tokens and model do not fit each other."""
 
@@ -230,10 +234,6 @@ class WrongBase(ArtifactError):
 
 class WrongTokenizer(ArtifactError):
     """Trained with another tokenizer."""
-
-
-class ContractMismatch(ArtifactError):
-    """Trained with another text contract than the artifact it is to be asked with."""
 
 
 class CannotWrite(ArtifactError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from facts import FAMILIES, WINDOW, fact, ids, tiny
+from facts import FAMILIES, WINDOW, attended, fact, ids, tiny
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 MODEL = "frozen/model.py"
@@ -110,6 +110,27 @@ def test_input_embeddings(family: str) -> None:
     with torch.no_grad():
         embedded = model.get_input_embeddings()(tokens)
         assert torch.allclose(model(inputs_embeds=embedded).logits, model(input_ids=tokens).logits, atol=1e-5)
+
+
+@fact(
+    "base_model is the model without its head: it takes inputs_embeds, and its attention sees the same keys and values",
+    used_in="frozen/lower.py",
+    purpose="compute the keys and values of virtual tokens",
+)
+def test_the_base_model_takes_embeddings(family: str) -> None:
+    model = tiny(family)
+    with torch.no_grad():
+        embedded = model.get_input_embeddings()(ids(1, 5))
+    inputs = {"inputs_embeds": embedded, "attention_mask": torch.ones(1, 5).long(), "use_cache": False}
+    calls = attended(model, **inputs)
+    whole = [(call.key, call.value) for call in calls]
+    calls.clear()
+    with torch.no_grad():
+        model.base_model(**inputs)
+    assert len(calls) == len(whole) > 1
+    for call, (key, value) in zip(calls, whole, strict=True):
+        assert torch.equal(call.key, key)
+        assert torch.equal(call.value, value)
 
 
 @fact(

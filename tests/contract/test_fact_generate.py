@@ -119,3 +119,28 @@ def test_generation_config(family: str) -> None:
     assert out.shape[1] <= 7
     beam_1 = GenerationConfig(do_sample=False, max_new_tokens=3, num_beams=1)
     assert max(beam_1.num_beams, beam_1.num_return_sequences or 1) == 1
+
+
+@fact(
+    "generate shows a logits processor the tokens and the scores of all rows in their order, after its own processors, "
+    "and takes the tokens that the answer names",
+    used_in="frozen/ensemble.py and frozen/generate.py",
+    purpose="give the copies of a row one distribution",
+)
+def test_a_logits_processor_has_the_last_word(family: str) -> None:
+    from transformers import LogitsProcessor, LogitsProcessorList
+
+    seen: list[tuple[torch.Size, Tensor]] = []
+
+    class Named(LogitsProcessor):
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            seen.append((input_ids.shape, scores))
+            named = torch.full_like(scores, -torch.inf)
+            named[torch.arange(len(scores)), torch.arange(len(scores)) + 5] = 0.0
+            return named
+
+    out, _ = generated(family, logits_processor=LogitsProcessorList([Named()]), eos_token_id=3)
+    assert out[:, LENGTHS[0] :].tolist() == [[5] * NEW, [6] * NEW]
+    assert [shape for shape, _ in seen] == [(2, LENGTHS[0] + step) for step in range(NEW)]
+    # min_new_tokens forbids the end token, which is one of generate's own processors.
+    assert all(bool((scores[:, 3] == -torch.inf).all()) for _, scores in seen)
