@@ -93,6 +93,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def save_tiny(folder: Path) -> Path:
+    """The tiny Llama and its tokenizer as a model folder, for what loads models by name."""
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def random_prefix(
     geometry: Geometry, num_virtual_tokens: int, seed: int, visibility: Visibility = "always", std: float = 1.0
 ) -> KVPrefix:

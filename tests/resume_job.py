@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from conftest import tiny_model, tiny_tokenizer
+from conftest import save_tiny
 from epigraph import files
 from epigraph.train import checkpoint
 from epigraph.train.build import make_method
@@ -24,8 +24,7 @@ STEPS = 16
 
 def write_inputs(folder: Path) -> dict[str, Any]:
     """A tiny model and rows in ``folder``; the recipe's tables that use them."""
-    tiny_model("llama").save_pretrained(folder / "model")
-    tiny_tokenizer().save_pretrained(folder / "model")
+    save_tiny(folder / "model")
     for name, rows in (("train", ROWS), ("dev", ROWS[::5])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {

@@ -21,7 +21,7 @@ from attacks.measure import mib, table
 from attacks.misfits import MISFITS, fitting, with_tensors
 from attacks.moving import MOVING, load_while, write_sound
 from attacks.mutate import mutated, parsed, write_seeds
-from conftest import tiny_model, tiny_tokenizer
+from conftest import save_tiny
 from epigraph import errors
 from epigraph.artifact import load
 from epigraph.cli import main
@@ -208,10 +208,7 @@ def test_a_file_that_somebody_keeps_writing_is_refused_or_right(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

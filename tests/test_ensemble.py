@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conftest import random_ids, random_prefix, tiny, tiny_model, tiny_tokenizer
+from conftest import random_ids, random_prefix, save_tiny, tiny
 from epigraph import artifact
 from epigraph.cli import main
 from epigraph.contract import Decoding
@@ -236,10 +236,7 @@ SUMS = [{"source": f"{a}+{b}", "target": str(a + b)} for a in range(4) for b in 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    tiny_model("llama").save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from conftest import FAMILIES, random_ids, tiny
+from epigraph.contract import Decoding
 from epigraph.errors import GeometryMismatch
+from epigraph.frozen.generate import generate
 from epigraph.frozen.model import FrozenModel
 from epigraph.virtual import SoftPrompt
 
@@ -97,3 +99,12 @@ def test_reading_a_text_is_lowering_its_embeddings() -> None:
         assert read.visibility == "window"
         assert read.text_start == 6
         assert not any(x.keys_PKH.requires_grad for _, _, x in read.layers())
+
+
+def test_decoding_behind_another_models_prompt_is_refused_by_name() -> None:
+    frozen = tiny("llama")
+    foreign = SoftPrompt(embeddings_PE=torch.zeros(3, 63))
+    with pytest.raises(GeometryMismatch, match=r"expected \[1 or more, 64\]"):
+        generate(frozen, [random_ids(4, 1)], foreign, Decoding(max_new_tokens=2))
+    with pytest.raises(GeometryMismatch, match=r"expected \[1 or more, 64\]"):
+        frozen.lower(foreign)

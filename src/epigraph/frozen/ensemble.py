@@ -198,8 +198,6 @@ def _ended(frozen: FrozenModel, ids: Sequence[int], decoding: Decoding) -> list[
 
 
 def _lowered(frozen: FrozenModel, prefixes: Sequence[VirtualTokens]) -> list[KVPrefix]:
-    for tokens in prefixes:
-        tokens.check(frozen.geometry)
     with torch.no_grad():
         return [frozen.lower(tokens) for tokens in prefixes]
 

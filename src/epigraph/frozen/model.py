@@ -146,7 +146,7 @@ class FrozenModel:
         if prefix is None:
             return Rows([], None, self.device)
         if isinstance(prefix, VirtualTokens):
-            return Rows([self._checked(prefix)], None, self.device)
+            return Rows([self.lower(prefix)], None, self.device)
         distinct: dict[int, tuple[int, KVPrefix]] = {}
         row_of: list[int] = []
         for one in _several(prefix):
@@ -154,15 +154,11 @@ class FrozenModel:
                 row_of += [-1] * copies
                 continue
             if id(one) not in distinct:
-                distinct[id(one)] = (len(distinct), self._checked(one))
+                distinct[id(one)] = (len(distinct), self.lower(one))
             row_of += [distinct[id(one)][0]] * copies
         if not row_of:
             raise BatchMismatch("bind() was given no rows; give one prefix, or one a row")
         return Rows([one for _, one in distinct.values()], row_of, self.device)
-
-    def _checked(self, tokens: VirtualTokens) -> KVPrefix:
-        tokens.check(self.geometry)
-        return self.lower(tokens)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if ARGUMENT in kwargs:
@@ -242,8 +238,9 @@ class FrozenModel:
 
         In a causal decoder nothing after a leading prompt changes it, so the result is exact: text behind it gives the
         logits that it gives behind the embeddings, and the same gradients. It carries ``window`` visibility. Keys and
-        values come as they are. Raises :class:`CannotLower`.
+        values come as they are. Raises :class:`CannotLower`, and :class:`GeometryMismatch` for another model's tokens.
         """
+        tokens.check(self.geometry)
         if isinstance(tokens, KVPrefix):
             return tokens
         refuse_lowering(self.model)
