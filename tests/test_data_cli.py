@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from epigraph.cli.data import app
 from epigraph.errors import ChecksumMismatch, DataNotFound, FetchFailed, TaskNotFound
+from epigraph.tasks.catalogue import PROBES, TASKS
 from epigraph.tasks.fetch import E2E_ADDRESS, E2E_COMMIT, E2E_SOURCES, Source, convert_e2e, fetch, fetch_e2e
 from epigraph.tasks.rows import read_rows
 
@@ -205,9 +206,29 @@ def test_list_says_how_to_get_what_is_missing() -> None:
     assert "not here" in shown
 
 
-def test_path_of_what_is_missing_says_how_to_get_it() -> None:
+def test_list_has_one_line_for_all_relations() -> None:
+    tasks = {x["name"]: x for x in json.loads(ask("list", "--json"))["tasks"]}
+    assert {name for task in tasks.values() for name in task["names"]} == set(TASKS)
+    assert tasks["cards"]["names"] == ["cards"]
+    assert tasks["lama-RELATION"]["names"] == [*PROBES]
+    assert "lama-P20" not in ask("list")
+
+
+@pytest.mark.skipif(not DATA, reason="EPIGRAPH_DATA is unset: no facts to count")
+def test_the_line_of_the_relations_counts_their_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPIGRAPH_DATA", DATA)
+    probes = next(x for x in json.loads(ask("list", "--json"))["tasks"] if x["name"] == "lama-RELATION")
+    sizes = {"train": 25_130, "dev": 6_460, "test": 29_104}
+    assert probes["splits"] == {split: {"examples": x, "references": x} for split, x in sizes.items()}
+
+
+def test_path_and_fetch_of_what_is_missing_say_how_to_get_it() -> None:
     with pytest.raises(DataNotFound, match="run `epigraph data fetch e2e`"):
         ask("path", "e2e")
+    for name, file in (("trec", "trec/train.jsonl.gz"), ("lama-P19", "lama/relations.jsonl.gz")):
+        for command in ("path", "fetch"):
+            with pytest.raises(DataNotFound, match=f"got no file {file}: EPIGRAPH_DATA is unset; set it to a folder"):
+                ask(command, name)
 
 
 def test_bundled_data_needs_no_fetching() -> None:

@@ -17,7 +17,7 @@ import epigraph.tasks
 from epigraph.contract import TextContract
 from epigraph.errors import BadRows, BadValue, DataNotFound, TaskNotFound, TooFewExamples
 from epigraph.tasks.base import Example, Turn
-from epigraph.tasks.catalogue import TASKS, data_hash, draw_pairs, find, own_data
+from epigraph.tasks.catalogue import PROBES, TASKS, data_hash, draw_pairs, find, own_data
 
 EXAMPLES = [
     Example(source="one", references=tuple("abcdefgh")),
@@ -32,16 +32,19 @@ def rows_file(file: Path, *rows: dict[str, object]) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", TASKS)
+# Every relation reads the same files: tests/test_probing.py looks at all of them at once.
+@pytest.mark.parametrize("name", [*(x for x in TASKS if x not in PROBES), "lama-P19"])
 def test_every_task_is_what_it_says(name: str) -> None:
     task = find(name)
     assert task.name == name
     assert tuple(task.splits) == ("train", "dev", "test")
-    scores = task.score(["x"], [Example(source="s", references=("x",))], {task.headline})
+    right = (task.labels or ("x",))[0]
+    scores = task.score([right], [Example(source="s", references=(right,))], {task.headline})
     assert set(scores.values) == {task.headline} <= set(task.better_when_higher)
     assert not task.is_chat
     contract = TextContract(input_template=task.input_template, target_template=task.target_template)
-    assert contract.source_text({"source": "s"}) == "s\n"
+    asks = {"lama-P19": "s was born in [MASK] ." if task.candidates else "s [MASK]"}
+    assert contract.source_text({"source": "s"}) == asks.get(name, "s\n")
     assert contract.target_text("t") == "t"
 
 
@@ -53,7 +56,7 @@ def test_the_catalogue_cannot_be_changed() -> None:
 def test_an_unknown_task_is_told_the_nearest() -> None:
     with pytest.raises(TaskNotFound, match="got no task 'card', did you mean cards; see `epigraph data list`"):
         find("card")
-    with pytest.raises(TaskNotFound, match="got no task 'xyz', expected one of cards, e2e; see"):
+    with pytest.raises(TaskNotFound, match="got no task 'xyz', expected one of cards, e2e, trec, lama-P17, lama-P19, "):
         find("xyz")
     with pytest.raises(TaskNotFound, match="task e2e has no split 'validation', expected one of train, dev, test"):
         find("e2e").load("validation")

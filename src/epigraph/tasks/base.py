@@ -67,7 +67,11 @@ class Scorer(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """A named task. ``instruction`` says it in words (the default text to initialise from); ``headline`` is the
-    metric that tables go by, ``better_when_higher`` those that a run may be chosen by; lengths count tokens."""
+    metric that tables go by, ``better_when_higher`` those that a run may be chosen by; lengths count tokens.
+
+    An answer is one of ``labels`` where there are any, each called ``label_words`` in the text (the labels themselves
+    where none are given), or one of ``candidates``, which are many words that an answer is ranked among.
+    """
 
     name: str
     summary: str
@@ -81,6 +85,9 @@ class Task:
     max_source_tokens: int = 512
     max_target_tokens: int = 128
     is_chat: bool = False
+    labels: tuple[str, ...] = ()
+    label_words: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
 
     def load(self, split: str) -> list[Example]:

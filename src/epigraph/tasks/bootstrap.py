@@ -6,7 +6,7 @@ and summing again says how much the value depends on which rows were drawn (Efro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,11 @@ def estimate(statistics: Floats, finish: Callable[[Floats], Floats]) -> tuple[fl
     """
     low, high = np.percentile(finish(_resampled_totals(statistics)), [2.5, 97.5]).tolist()
     return float(finish(statistics.sum(axis=0))), (low, high)
+
+
+def estimate_mean(row_values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The value and the interval (low, high) of a metric that is the mean of one value a row."""
+    return estimate(np.array([[value, 1.0] for value in row_values]), lambda totals: totals[..., 0] / totals[..., 1])
 
 
 def _resampled_totals(statistics: Floats) -> Floats:

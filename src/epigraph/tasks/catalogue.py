@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,15 @@ from types import MappingProxyType
 
 from epigraph.errors import BadRows, BadValue, TaskNotFound, TooFewExamples
 from epigraph.tasks.base import Example, Task
+from epigraph.tasks.choice_metrics import LABELS_BETTER_WHEN_HIGHER, score_labels
+from epigraph.tasks.classification import trec
 from epigraph.tasks.metrics import score_texts
+from epigraph.tasks.probing import RELATIONS, lama, task_name
 from epigraph.tasks.rows import read_rows
 from epigraph.tasks.table_to_text import cards, e2e
 
-TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType({"cards": cards, "e2e": e2e})
+PROBES: Mapping[str, Callable[[], Task]] = MappingProxyType({task_name(x): partial(lama, x) for x in RELATIONS})
+TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType({"cards": cards, "e2e": e2e, "trec": trec, **PROBES})
 
 
 def find(name: str) -> Task:
@@ -25,25 +30,28 @@ def find(name: str) -> Task:
     if name in TASKS:
         return TASKS[name]()
     near = get_close_matches(name.lower(), TASKS, n=1)
-    hint = f"did you mean {near[0]}" if near else f"expected one of {', '.join(TASKS)}"
+    alone = ", ".join(x for x in TASKS if x not in PROBES)
+    hint = f"did you mean {near[0]}" if near else f"expected one of {alone}, {', '.join([*PROBES][:2])}, ..."
     raise TaskNotFound(f"got no task {name!r}, {hint}; see `epigraph data list`, or for your own file use --data FILE")
 
 
-def own_data(train: Path, dev: Path | None, test: Path | None, name: str) -> Task:
+def own_data(train: Path, dev: Path | None, test: Path | None, name: str, labels: tuple[str, ...] = ()) -> Task:
     """A user's own files as a task, all of them read now, so that bad rows are known before any model is loaded.
 
-    Rows are plain in every file or chat in every file. Raises what :func:`~epigraph.tasks.rows.read_rows` raises, and
-    :class:`BadRows` where one file is chat and another is plain.
+    Rows are plain in every file or chat in every file. Where ``labels`` are given, every target is one of them, and
+    answers are scored by accuracy. Raises what :func:`~epigraph.tasks.rows.read_rows` raises, :class:`BadRows` where
+    one file is chat and another is plain, and :class:`BadValue` for labels that no answer could be told apart by.
     """
+    _check_labels(labels)
     given = {"train": train, "dev": dev, "test": test}
     files = {split: path for split, path in given.items() if path is not None}
-    rows = {split: read_rows(path) for split, path in files.items()}
+    rows = {split: read_rows(path, labels) for split, path in files.items()}
     is_chat = bool(rows["train"][0].turns)
     for split, examples in rows.items():
         if bool(examples[0].turns) != is_chat:
             kinds = ("chat rows", "plain rows") if is_chat else ("plain rows", "chat rows")
             raise BadRows(f"{files[split]}: got {kinds[1]}, expected {kinds[0]} as in {train}")
-    return Task(
+    task = Task(
         name=name,
         summary=f"your own {'conversations' if is_chat else 'rows'} from {train}",
         instruction="Write the text that belongs to the input.",
@@ -52,6 +60,28 @@ def own_data(train: Path, dev: Path | None, test: Path | None, name: str) -> Tas
         is_chat=is_chat,
         files={split: str(path) for split, path in files.items()},
     )
+    return _labelled(task, labels) if labels else task
+
+
+def _labelled(task: Task, labels: tuple[str, ...]) -> Task:
+    return replace(
+        task,
+        instruction="Choose the label that belongs to the input.",
+        score=partial(score_labels, labels=labels),
+        headline="accuracy",
+        better_when_higher=LABELS_BETTER_WHEN_HIGHER,
+        labels=labels,
+    )
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    for number, label in enumerate(labels):
+        if not label or label != label.strip() or label in labels[:number]:
+            raise BadValue(
+                f"labels: got {label[:60]!r} as number {number}, expected each once and without outer blanks"
+            )
+    if len(labels) == 1:
+        raise BadValue(f"labels: got {labels[0]!r} alone, expected two or more to choose from")
 
 
 def draw_pairs(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:

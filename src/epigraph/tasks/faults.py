@@ -42,6 +42,17 @@ def misspelt_faults(misspelt: Mapping[str, str], prefix: str = "") -> Iterator[F
         yield Fault(where=f"field {prefix}{word}", got="an unknown name", expected=f"{prefix}{known}")
 
 
+def text_faults(value: object, name: str) -> Iterator[Fault]:
+    """What is wrong with the field ``name``, which has to be text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        yield Fault(where=f"field {name}", got=shown(value), expected="text that is not empty")
+        return
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        yield Fault(where=f"field {name}", got=f"{shown(value)}, which is not valid UTF-8", expected="UTF-8 text")
+
+
 def shown(value: object) -> str:
     """A value in a few words: never long, never with control characters, never deep."""
     if isinstance(value, str):

@@ -5,6 +5,7 @@ It knows addresses and formats of files; it does not know what a task does with 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import hashlib
@@ -80,10 +81,24 @@ def find_file(name: str, file: str) -> Path:
             return folder / file
     own = os.environ.get("EPIGRAPH_DATA")
     why = f"EPIGRAPH_DATA is {own}, which lacks {name}/{file}" if own else "EPIGRAPH_DATA is unset"
+    if name not in FETCHED:
+        raise DataNotFound(
+            f"got no file {name}/{file}: {why}; set it to a folder that has {name}, or put the files into "
+            f"{fetched_folder(name)}; docs/data.md says what is in them"
+        )
     raise DataNotFound(
         f"got no file {name}/{file}: {why}, and it was never fetched to {fetched_folder(name)}; "
         f"run `epigraph data fetch {name}`"
     )
+
+
+def found_files(name: str, files: Mapping[str, str]) -> dict[str, str]:
+    """The paths of those ``files`` (a file name by what it is called) that are in one of :func:`data_folders`."""
+    found: dict[str, str] = {}
+    for called, file in files.items():
+        with contextlib.suppress(DataNotFound):
+            found[called] = str(find_file(name, file))
+    return found
 
 
 def fetch(name: str, *, address: str | None = None, progress: Progress | None = None) -> list[Path]:

@@ -6,21 +6,19 @@ The file is untrusted. This module knows no task, no tokenizer and no model.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from epigraph.errors import BadRows, DataNotFound, UnknownFormat
+from epigraph.errors import BadRows, UnknownFormat
 from epigraph.tasks.base import Example, Turn
-from epigraph.tasks.faults import Fault, missing, misspelt_faults, misspelt_names, quoted, shown
+from epigraph.tasks.faults import Fault, missing, misspelt_faults, misspelt_names, quoted, shown, text_faults
+from epigraph.tasks.lines import json_lines, read_whole, report
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv")
 ROLES = ("system", "user", "assistant")
-MAX_PRINTED_FAULTS = 50
+MAX_PRINTED_LABELS = 10
 
 _PLAIN = ("source", "target", "references")
 _CHAT = ("messages",)
@@ -28,18 +26,17 @@ _CSV = ("source", "target")
 _TURN = ("role", "content")
 _ROW_SHAPE = "an object with source and target, or with messages"
 _CSV_SHAPE = "a header with source and target, and one row a line below it"
-_UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 # What spreadsheets put between cells where the comma is the decimal point, or where text is copied.
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs"}
 
 
-def read_rows(path: Path) -> list[Example]:
+def read_rows(path: Path, labels: Sequence[str] = ()) -> list[Example]:
     """Every row of ``path`` as an :class:`Example`, in the order of the file; the suffix says the format.
 
     JSON Lines (``.jsonl``, ``.jsonl.gz``) rows have ``source`` with ``target`` or ``references`` (a list), or
     ``messages`` (``{"role", "content"}`` each, the last one of the assistant). CSV has the columns ``source`` and
-    ``target``. Other fields are ignored unless their name looks like a misspelling of one of these.
+    ``target``. Other fields are ignored unless their name looks like a misspelling of one of these. Where ``labels``
+    are given, the target is one of them, letter for letter, and there is one target a row.
 
     Raises :class:`BadRows` with all bad rows, :class:`DataNotFound` and :class:`UnknownFormat`.
     """
@@ -47,68 +44,30 @@ def read_rows(path: Path) -> list[Example]:
     if suffix is None:
         got = "a folder, expected a file" if path.is_dir() else f"a file named {path.name}, expected one"
         raise UnknownFormat(f"{path}: got {got} that ends in {', '.join(SUFFIXES)}; convert it or name another")
-    data = _bytes(path, zipped=suffix.endswith(".gz"))
+    data = read_whole(path, zipped=suffix.endswith(".gz"))
     if suffix == ".csv":
-        return _examples(path, _csv_rows(data), _CSV_SHAPE)
-    return _examples(path, _json_rows(data), f"one row a line: {_ROW_SHAPE}")
+        return _examples(path, _csv_rows(data), _CSV_SHAPE, labels)
+    return _examples(path, json_lines(data, _ROW_SHAPE), f"one row a line: {_ROW_SHAPE}", labels)
 
 
-def _bytes(path: Path, *, zipped: bool) -> bytes:
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or error
-        raise DataNotFound(f"{path}: got {why}, expected a file of rows that can be read") from error
-    if data.startswith(_UTF16_BOMS):
-        raise BadRows(f"{path}: got UTF-16 text, expected UTF-8; save it again as UTF-8")
-    try:
-        return (gzip.decompress(data) if zipped else data).removeprefix(_UTF8_BOM)
-    except (OSError, EOFError, zlib.error) as error:
-        raise BadRows(f"{path}: got broken gzip data ({error}), expected a whole .gz file; copy it again") from error
-
-
-def _examples(path: Path, rows: Iterable[tuple[int, object]], shape: str) -> list[Example]:
+def _examples(path: Path, rows: Iterable[tuple[int, object]], shape: str, labels: Sequence[str] = ()) -> list[Example]:
     examples: list[Example] = []
     faults: list[tuple[int, Fault]] = []
     first: tuple[int, bool] | None = None  # line and kind (chat or plain) that the rest of the file must follow
     for line, row in rows:
-        found = list(_row_faults(row, first))
+        found = [*_row_faults(row, first)] or [*_label_faults(row, labels)]
         faults += ((line, fault) for fault in found)
         if not found and isinstance(row, dict):
             first = first or (line, "messages" in row)
             examples.append(_chat_example(row) if first[1] else _plain_example(row))
     if faults:
-        raise BadRows(_report(path, faults))
+        raise BadRows(report(path, faults))
     if not examples:
         raise BadRows(f"no rows in {path}: got an empty file, expected {shape}")
     return examples
 
 
-def _report(path: Path, faults: list[tuple[int, Fault]]) -> str:
-    bad = len({line for line, _ in faults})
-    lines = [f"{bad} bad row{'s' if bad > 1 else ''} in {path}"]
-    for line, fault in faults[:MAX_PRINTED_FAULTS]:
-        lines.append(f"{path}:{line}: {fault.where}: got {fault.got}, expected {fault.expected}")
-    if len(faults) > MAX_PRINTED_FAULTS:
-        lines.append(f"... and {len(faults) - MAX_PRINTED_FAULTS} more")
-    return "\n".join(lines)
-
-
 # Reading: each yields (line number, row), where a row that could not be read at all is the fault itself.
-
-
-def _json_rows(data: bytes) -> Iterator[tuple[int, object]]:
-    for line, raw in enumerate(data.split(b"\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            yield line, json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            got = f"bytes that are not UTF-8 (byte {error.start + 1} of the line)"
-            yield line, Fault(where="row", got=got, expected="UTF-8 text")
-        except (ValueError, RecursionError):
-            got = f"{quoted(raw.decode('utf-8', 'replace').strip())}, which is not JSON"
-            yield line, Fault(where="row", got=got, expected=_ROW_SHAPE)
 
 
 def _csv_rows(data: bytes) -> Iterator[tuple[int, object]]:
@@ -192,13 +151,13 @@ def _plain_faults(row: Mapping[str, Any]) -> Iterator[Fault]:
     if "messages" in meant and not any(name in row for name in _PLAIN):
         return
     if "source" in row:
-        yield from _text_faults(row["source"], "source")
+        yield from text_faults(row["source"], "source")
     elif "source" not in meant:
         yield missing("source", "text")
     if "target" in row and "references" in row:
         yield Fault(where="field references", got="target as well", expected="one of the two")
     if "target" in row:
-        yield from _text_faults(row["target"], "target")
+        yield from text_faults(row["target"], "target")
     if "references" in row:
         yield from _reference_faults(row["references"])
     if not ({"target", "references"} & (meant | row.keys())):
@@ -211,7 +170,21 @@ def _reference_faults(references: object) -> Iterator[Fault]:
         yield Fault(where="field references", got=got, expected="a list of one text or more")
         return
     for number, reference in enumerate(references):
-        yield from _text_faults(reference, f"references[{number}]")
+        yield from text_faults(reference, f"references[{number}]")
+
+
+def _label_faults(row: object, labels: Sequence[str]) -> Iterator[Fault]:
+    """Of a row that is good otherwise."""
+    if not labels or not isinstance(row, dict):
+        return
+    example = _chat_example(row) if "messages" in row else _plain_example(row)
+    where = f"field {next(x for x in ('messages', 'references', 'target') if x in row)}"
+    if len(example.references) > 1:
+        yield Fault(where=where, got=f"{len(example.references)} references", expected="one label")
+    elif example.references[0] not in labels:
+        others = len(labels) - MAX_PRINTED_LABELS
+        named = ", ".join(labels[:MAX_PRINTED_LABELS]) + (f" and {others} more" if others > 0 else "")
+        yield Fault(where=where, got=quoted(example.references[0]), expected=f"one of the labels {named}")
 
 
 def _chat_faults(messages: object) -> Iterator[Fault]:
@@ -240,20 +213,10 @@ def _turn_faults(turn: object, where: str) -> Iterator[Fault]:
     if "role" in turn and turn["role"] not in ROLES:
         yield Fault(where=f"field {where}.role", got=shown(turn["role"]), expected=f"one of {', '.join(ROLES)}")
     if "content" in turn:
-        yield from _text_faults(turn["content"], f"{where}.content")
+        yield from text_faults(turn["content"], f"{where}.content")
     for name in _TURN:
         if name not in turn and name not in misspelt.values():
             yield missing(f"{where}.{name}", f"one of {', '.join(ROLES)}" if name == "role" else "text")
-
-
-def _text_faults(value: object, name: str) -> Iterator[Fault]:
-    if not isinstance(value, str) or not value.strip():
-        yield Fault(where=f"field {name}", got=shown(value), expected="text that is not empty")
-        return
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        yield Fault(where=f"field {name}", got=f"{shown(value)}, which is not valid UTF-8", expected="UTF-8 text")
 
 
 # Making

@@ -13,7 +13,7 @@ from pathlib import Path
 from epigraph.errors import DataNotFound
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.e2e_metrics import BETTER_WHEN_HIGHER, score_e2e
-from epigraph.tasks.fetch import SPLITS, find_file
+from epigraph.tasks.fetch import SPLITS, find_file, found_files
 from epigraph.tasks.metrics import score_texts
 from epigraph.tasks.rows import read_rows
 
@@ -36,7 +36,7 @@ def e2e() -> Task:
         better_when_higher=BETTER_WHEN_HIGHER,
         max_source_tokens=MAX_SOURCE_TOKENS,
         max_target_tokens=MAX_TARGET_TOKENS,
-        files={split: file for split in SPLITS if (file := _e2e_file(split)) is not None},
+        files=found_files("e2e", {split: f"{split}.jsonl.gz" for split in SPLITS}),
     )
 
 
@@ -52,13 +52,6 @@ def cards() -> Task:
         max_target_tokens=MAX_TARGET_TOKENS,
         files={split: str(_cards_folder().joinpath(f"{split}.jsonl")) for split in SPLITS},
     )
-
-
-def _e2e_file(split: str) -> str | None:
-    try:
-        return str(find_file("e2e", f"{split}.jsonl.gz"))
-    except DataNotFound:
-        return None
 
 
 def _load_e2e(split: str) -> list[Example]:
