@@ -18,10 +18,14 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -57,6 +61,19 @@ MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "mistral": lambda: MistralForCausalLM(
         MistralConfig(**IDS, **WIDTHS, **DROPOUT, num_key_value_heads=2, sliding_window=WINDOW)
     ),
+    # Its input embeddings are narrower than its layers, as in OPT-350m.
+    "opt": lambda: OPTForCausalLM(
+        OPTConfig(
+            **IDS,
+            hidden_size=64,
+            ffn_dim=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=96,
+            word_embed_proj_dim=32,
+        )
+    ),
+    "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**IDS, **WIDTHS, max_position_embeddings=96)),
 }
 FAMILIES = tuple(MAKERS)
 WINDOWED = ("gemma3", "mistral")
@@ -66,11 +83,15 @@ ATTENTIONS = ("sdpa", "eager")
 def tiny_model(family: str) -> PreTrainedModel:
     """A random model whose answers are decided: its two best logits are apart (median gap over 0.1)."""
     torch.manual_seed(0)
-    model = MAKERS[family]().eval()
+    # OPT's narrow embeddings give small logits.
+    return grown(MAKERS[family]().eval(), 12.0 if family == "opt" else 5.0)
+
+
+def grown(model: PreTrainedModel, times: float) -> PreTrainedModel:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "norm" not in name:
-                weight.mul_(5.0)
+                weight.mul_(times)
     return model
 
 
@@ -78,9 +99,12 @@ def tiny(family: str, attention: str = "sdpa") -> FrozenModel:
     return FrozenModel(tiny_model(family), tiny_tokenizer(), name=f"tiny-{family}", attention_name=attention)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a printable character, so that any text has ids in the tiny vocabulary."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+def tiny_tokenizer(*, both_ways: bool = False) -> PreTrainedTokenizerFast:
+    """One token a printable character, so that any text has ids in the tiny vocabulary.
+
+    ``both_ways``: as encoders have it, with a mask and a sentinel, and a start and an end token put around every text.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     characters = ["\n", *(chr(i) for i in range(32, 127))]
@@ -88,6 +112,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
+    if both_ways:
+        tokenizer.add_special_tokens(["<mask>", "<extra_id_0>"])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        names = {"mask_token": "<mask>", "cls_token": "<s>", "sep_token": "</s>"}
+        names |= {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )

@@ -161,7 +161,7 @@ def artifacts(draw: st.DrawFn) -> Artifact:
     prefix = KVPrefix(
         sites=sites,
         text_start=draw(st.integers(0, (max_positions or 2048) - 1)),
-        visibility=draw(st.sampled_from(VISIBILITIES)),
+        visibility=draw(st.sampled_from(VISIBILITIES if set(shapes) == {"decoder.self"} else VISIBILITIES[:2])),
     )
     fits = max_positions is None or max_positions > P
     soft = SoftPrompt(embeddings_PE=_numbers(seed, (P, embedding_dim), torch.float32))
@@ -277,7 +277,7 @@ def test_the_worked_example_of_the_specification_is_what_we_write(tmp_path: Path
     header = raw[8 : 8 + length].decode()
     line, table, numbers = re.findall(r"```\w*\n(.*?)\n```", FORMAT.read_text(), re.DOTALL)
     assert json.loads(header)["__metadata__"]["epigraph"] == line
-    assert header.endswith("," + table.replace("\n", "") + "}" + " " * 5)
+    assert header.endswith("," + table.replace("\n", "") + "}" + " " * 4)
     assert raw[8 + length :].hex(" ") == numbers
     assert f"`{raw[:8].hex(' ')}`" in FORMAT.read_text()
     # Section 5 by hand, with nothing of ours.
@@ -310,7 +310,14 @@ def test_the_attacks_stand_on_a_sound_file(tmp_path: Path) -> None:
     tokens = load(tmp_path / FILE_NAME).tokens
     assert isinstance(tokens, SoftPrompt)
     assert torch.equal(tokens.embeddings_PE, torch.ones(2, 8))
+    assert not tokens.placed
     assert inspect(tmp_path / FILE_NAME)["num_numbers"] == 16
+    placed = soft()
+    placed.fields["contract"]["input_template"] = "{1}{source}{1}"
+    placed.write(tmp_path / FILE_NAME)
+    tokens = load(tmp_path / FILE_NAME).tokens
+    assert isinstance(tokens, SoftPrompt)
+    assert tokens.placed
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -354,6 +361,12 @@ def test_every_attack_is_refused_by_name_and_at_once(name: str, tmp_path: Path) 
         ("contract_of_another_target", "a target has the one field {target}, got {secret}"),
         ("tensor_name_with_escapes", r"tensor \x1b]0;pwned\x07 is not one that the header knows"),
         ("unix_socket", "cannot be opened"),
+        (
+            "template_of_more_slots_than_tokens",
+            "header: the template has places for 3 virtual tokens, expected 2 or none",
+        ),
+        ("template_of_slots_for_keys_and_values", "places for 2 virtual tokens, which kind kv does not have"),
+        ("template_of_many_slots", "contract.input_template: the template has more than 65536 virtual tokens; take"),
         ("text_starts_past_the_positions", "header: text_start 128 is not below max_positions 128"),
     ],
 )
@@ -394,6 +407,8 @@ def test_the_limits_on_counts_exclude_no_file_that_the_others_allow(tmp_path: Pa
     raw.tensors |= {f"extra.x{number:02d}": ("F32", [1] * 8, bytes(4)) for number in range(64)}
     raw.fields["also_allowed_bases"] = [f"{number:064x}" for number in range(64)]
     raw.fields["contract"]["stop"] = ["x"] * 16
+    raw.fields["contract"]["labels"] = [str(number) for number in range(1024)]
+    raw.fields["contract"]["label_words"] = [f"w{number}" for number in range(1024)]
     left = MAX_VALUE_CHARS - len(raw.text()) - len(',"a":[[]]')
     raw.fields["provenance"]["a"] = [[]] * (left // 3)
     assert MAX_VALUE_CHARS - 4 < len(raw.text()) <= MAX_VALUE_CHARS

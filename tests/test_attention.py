@@ -13,9 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    BertLMHeadModel,
     BloomConfig,
     BloomForCausalLM,
     DeepseekV3Config,
@@ -27,7 +24,7 @@ from transformers import (
     MambaForCausalLM,
     PreTrainedModel,
     T5Config,
-    T5ForConditionalGeneration,
+    T5Model,
 )
 
 from conftest import WINDOWED, random_ids, random_prefix, tiny, tiny_model, tiny_tokenizer
@@ -469,12 +466,10 @@ def unsupported() -> dict[str, tuple[Callable[[], PreTrainedModel], str]]:
     t5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     return {
-        "encoder-decoder": (
-            lambda: T5ForConditionalGeneration(T5Config(**t5, decoder_start_token_id=0)),
-            "encoder-dec",
+        "encoder-decoder without a head": (
+            lambda: T5Model(T5Config(**t5, decoder_start_token_id=0)),
+            "no language-modelling head",
         ),
-        "encoder": (lambda: BertForMaskedLM(BertConfig(**wide)), "not causal"),
-        "decoder class of an encoder": (lambda: BertLMHeadModel(BertConfig(**wide)), "not causal"),
         "no registered attention": (
             lambda: BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=16, n_head=2)),
             "Bloom",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from conftest import tiny_tokenizer
 from epigraph.contract import Decoding, TextContract
 from epigraph.errors import BadValue
-from epigraph.frozen.inputs import Codec, Message, chat_template_hash, pad
+from epigraph.frozen.inputs import FIRST_SLOT, Codec, Message, chat_template_hash, pad
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
@@ -101,7 +101,20 @@ def test_stop_strings_cut_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "template", ["{source.__class__}", "{source!r}", "{0}", "{}", "{source", "source}", "{{source}}", "{Source}"]
+    "template",
+    [
+        "{source.__class__}",
+        "{source!r}",
+        "{0}",
+        "{03}",
+        "{\u0663}",
+        "{-1}",
+        "{}",
+        "{source",
+        "source}",
+        "{{source}}",
+        "{Source}",
+    ],
 )
 def test_templates_reach_nothing_but_fields(template: str) -> None:
     with pytest.raises(ValidationError):
@@ -110,6 +123,7 @@ def test_templates_reach_nothing_but_fields(template: str) -> None:
 
 # What template languages, shells and terminals act on; none of it may mean anything here.
 ACTIVE = ["{", "}", "{{", "}}", "{source}", "{target}", "{secret}", "{source!r}", "{source:>99999999}", "{source[0]}"]
+ACTIVE += ["{3}", "{12}", "{65536}", "{99999999}", "{03}", "[MASK]", "{3} [MASK]", "[MASK]{source}"]
 ACTIVE += ["{source.__class__}", "{0}", "{}", "%(source)s", "%s", "$source", "${source}", "{% if x %}", "{{ source }}"]
 ACTIVE += [
     "\\1",
@@ -135,8 +149,13 @@ def by_hand(template: str, fields: dict[str, str]) -> str:
     while "{" in rest:
         before, _, rest = rest.partition("{")
         name, _, rest = rest.partition("}")
-        made += before + fields[name]
+        made += before + (f"{{{name}}}" if name.isdecimal() else fields[name])
     return made + rest
+
+
+# What a template is refused with, one of them each time.
+REFUSALS = ("fields are names in braces", "at most 4096 characters", "unicode", "[MASK] stands", "more than 65536")
+REFUSALS += ("reads nothing behind [MASK]",)
 
 
 @given(template=wild, source=wild)
@@ -146,7 +165,7 @@ def test_any_template_is_refused_or_filled_literally(template: str, source: str)
         contract = TextContract(input_template=template)
     except ValidationError as refused:
         said = str(refused)
-        assert "fields are names in braces" in said or "at most 4096 characters" in said or "unicode" in said
+        assert any(words in said for words in REFUSALS)
         return
     fields = {"source": source, "target": "t"}
     try:
@@ -180,6 +199,8 @@ def test_what_is_active_elsewhere_is_text_in_a_source(source: str) -> None:
 @example(template="{source}", source="\ud800")
 @example(template="x" * 60, source="a")
 @example(template="{secret}", source="a")
+@example(template="{source}{3}b", source="{3}[MASK]")
+@example(template="{source} [MASK]", source="x" * 60)
 def test_any_template_makes_ids_or_a_named_error(template: str, source: str) -> None:
     """Through the tokenizer: a row, or a mistake in one line that says what to do."""
     try:
@@ -191,7 +212,9 @@ def test_any_template_makes_ids_or_a_named_error(template: str, source: str) -> 
         assert said.isprintable()
         assert "use an artifact or a template" in said or "raise it" in said or "not valid Unicode" in said
         return
-    assert 0 <= len(made.ids) <= 50
+    num_slots = TextContract(input_template=template).num_slots
+    assert sorted(x for x in made.ids if x >= FIRST_SLOT) == list(range(FIRST_SLOT, FIRST_SLOT + num_slots))
+    assert 0 <= len(made.ids) - num_slots <= 50
     assert len(made.scored) == len(made.ids)
 
 

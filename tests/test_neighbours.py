@@ -15,7 +15,8 @@ from epigraph import artifact
 from epigraph.contract import TextContract
 from epigraph.errors import BadValue, GeometryMismatch
 from epigraph.frozen.model import FrozenModel
-from epigraph.frozen.neighbours import PromptReading, read_labels, read_prompt
+from epigraph.frozen.neighbours import PromptReading, read_prompt
+from epigraph.frozen.reading import read_labels
 from epigraph.virtual import SoftPrompt, VirtualTokens
 from test_cli import SUMS, fails, run, train_words, write_rows
 
@@ -30,7 +31,10 @@ def prompt_of(frozen: FrozenModel, ids: list[int], scale: float = 1.0, noise: fl
 
 def drawn(frozen: FrozenModel, num_virtual_tokens: int) -> SoftPrompt:
     generator = torch.Generator().manual_seed(5)
-    return SoftPrompt(embeddings_PE=torch.randn(num_virtual_tokens, 64, generator=generator) * frozen.embedding_rms)
+    return SoftPrompt(
+        embeddings_PE=torch.randn(num_virtual_tokens, frozen.geometry.embedding_dim, generator=generator)
+        * frozen.embedding_rms
+    )
 
 
 def first_ids(reading: PromptReading) -> list[int]:
@@ -152,6 +156,8 @@ def test_what_is_left_of_labels() -> None:
     labels = read_labels(frozen, reading, ["ab", "cb", "q"])
     assert [(x.label, x.number) for x in labels] == [("ab", 0), ("cb", 1), ("q", 2)]
     assert [(x.tokens, x.kept) for x in labels] == [(("a", "b"), ("a", "b")), (("c", "b"), ("c",)), (("q",), ())]
+    # "b" of the second label is near virtual token 0 still, and "q" nowhere.
+    assert [x.found_at for x in labels] == [(0,), (0, 1), ()]
     with pytest.raises(BadValue, match="got 4 labels, expected at most 3, one a virtual token"):
         read_labels(frozen, reading, ["a"] * 4)
 
@@ -214,8 +220,8 @@ def test_from_labels_to_what_is_left_of_them(base: str, tmp_path: Path, capsys: 
     assert {near["token"] for near in reading["tokens"][1]["nearest"][:2]} == {"(", "x"}
     assert all(token["nearest"][0]["cosine"] > 0.999 for token in reading["tokens"][2:])
     assert reading["labels"] == [
-        {"label": "7", "number": 0, "tokens": ["7"], "kept": ["7"]},
-        {"label": "(x", "number": 1, "tokens": ["(", "x"], "kept": ["(", "x"]},
+        {"label": "7", "number": 0, "tokens": ["7"], "kept": ["7"], "found_at": [0]},
+        {"label": "(x", "number": 1, "tokens": ["(", "x"], "kept": ["(", "x"], "found_at": [1]},
     ]
     first, second = reading["closest_pair"]["numbers"]
     assert reading["tokens"][first]["closest"] == second
@@ -283,4 +289,4 @@ def test_a_base_that_is_not_there_or_not_asked_for(
     for flag in ("--model", "--allow-base"):
         line = fails(capsys, "inspect", path, flag, base)
         assert line.startswith(f"epigraph: got {flag} ")
-        assert line.endswith("add --neighbours")
+        assert line.endswith("add --neighbours or --mass")

@@ -179,7 +179,7 @@ def test_the_mlp_is_fitted_to_first_values(parameterization: str) -> None:
     target = flatten(random_prefix(frozen.geometry, 5, 1))
     error = [(flatten(made()) - target).pow(2).mean().item() for made in (loose, fitted)]
     assert error[1] < 0.05 * error[0]
-    assert torch.equal(loose.free.inputs, fitted.free.inputs)  # type: ignore[arg-type]
+    assert torch.equal(loose.free[0].inputs, fitted.free[0].inputs)  # type: ignore[arg-type]
 
 
 def test_sink_tokens_stay() -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from epigraph.errors import BadRows, DataNotFound, UnknownFormat
 from epigraph.tasks.base import Example, Turn
-from epigraph.tasks.rows import MAX_PRINTED_FAULTS, read_rows
+from epigraph.tasks.lines import MAX_PRINTED_FAULTS
+from epigraph.tasks.rows import read_rows
 
 SHAPE = "an object with source and target, or with messages"
 NOT_EMPTY = "expected text that is not empty"

@@ -192,9 +192,9 @@ def test_a_plain_pytorch_loop() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     assert set(model.state_dict()) == {
-        "method.free.change_PN",
-        "method.free.first_PN",
-        "method.free.scale_N",
+        "method.free.0.change_PN",
+        "method.free.0.first_PN",
+        "method.free.0.scale_N",
         "method.sinks_SN",
     }
     model.train()

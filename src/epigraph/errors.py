@@ -27,6 +27,7 @@ EpigraphError
     │   ├── LostBinding            attention ran past the model's own forward, where no prefix can follow
     │   └── ReentrantCheckpointing activation checkpointing of the kind that forgets the prefix
     ├── GeometryMismatch           virtual tokens and model do not fit each other
+    ├── SharedLayers               layers that share one attention module can take no keys and values of their own
     ├── CannotLower                a soft prompt that keys and values cannot stand for, with the reason
     ├── OutputExists               a file or folder is in the way and would be lost
     ├── TrainingFailed             the loss stopped being a number
@@ -157,6 +158,10 @@ class ContractMismatch(BindingError):
 
 class GeometryMismatch(UserError):
     """Virtual tokens and model do not fit each other."""
+
+
+class SharedLayers(UserError):
+    """Layers that share one attention module can take no keys and values of their own."""
 
 
 class CannotLower(UserError):

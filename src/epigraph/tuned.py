@@ -12,9 +12,10 @@ import torch
 from epigraph import artifact
 from epigraph.artifact import Artifact
 from epigraph.contract import Decoding, TextContract
-from epigraph.errors import BadValue, ContractMismatch, ModelNotFound
+from epigraph.errors import BadValue, ContractMismatch, GeometryMismatch, ModelNotFound
+from epigraph.frozen.answers import Head
+from epigraph.frozen.ask import answers
 from epigraph.frozen.ensemble import Ensemble, Joining
-from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
 
@@ -23,6 +24,8 @@ Text = str | Sequence[Mapping[str, str]]
 
 def _base_beside(path: Path) -> str | None:
     """Where a run's folder says that its base was. A hint, and no more: the base is checked by its fingerprint."""
+    if (path / "base" / "config.json").is_file():
+        return str(path / "base")
     try:
         said = json.loads((path / "recipe.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -31,7 +34,11 @@ def _base_beside(path: Path) -> str | None:
 
 
 class Tuned:
-    """A frozen model and one artifact for it. ``prefix`` is the artifact's virtual tokens as keys and values."""
+    """A frozen model and one artifact for it.
+
+    ``prefix`` is the artifact's virtual tokens as a forward carries them: keys and values, or embeddings for the slots
+    of the text; ``head`` its classifier, or None.
+    """
 
     def __init__(self, frozen: FrozenModel, content: Artifact, *, allow_base: str | None = None) -> None:
         """Raises :class:`WrongBase`, :class:`WrongTokenizer` or :class:`GeometryMismatch` when they do not fit."""
@@ -39,8 +46,14 @@ class Tuned:
         self.frozen = frozen
         self.artifact = content
         with torch.no_grad():
-            self.prefix = frozen.lower(content.tokens).to(frozen.device)
+            self.prefix = frozen.carried(content.tokens).to(frozen.device)
+        self.head = _head(content, frozen)
         self.codec = Codec(frozen.tokenizer, content.contract)
+
+    @property
+    def bare_codec(self) -> Codec:
+        """The text contract for the untouched model: without the places of virtual tokens."""
+        return Codec(self.frozen.tokenizer, self.artifact.contract.without_slots())
 
     @classmethod
     def load(
@@ -100,18 +113,20 @@ class Tuned:
             raise BadValue(f"texts is one text, {texts[:40]!r}, expected a list of texts; write [text]")
         if batch_size < 1:
             raise BadValue(f"batch_size is {batch_size}, expected 1 or more")
-        prompts = [self.encode(text).ids for text in texts]
-        decoding = decoding or self.artifact.contract.decoding
         if ensemble is not None:
             _refuse_options(options)
-            new = ensemble.generate(
-                self.frozen, prompts, self.codec.text, decoding, batch_size=batch_size, advance=advance
-            )
-        else:
-            new = generate(
-                self.frozen, prompts, self.prefix, decoding, batch_size=batch_size, advance=advance, **options
-            )
-        return [self.codec.text(ids) for ids in new]
+        return answers(
+            self.frozen,
+            self.codec,
+            [self.encode(text) for text in texts],
+            [{"source": text} for text in texts if isinstance(text, str)],
+            ensemble or self.prefix,
+            head=self.head,
+            decoding=decoding,
+            batch_size=batch_size,
+            advance=advance,
+            **options,
+        )
 
     def encode(self, text: Text) -> Encoded:
         """The ids that ask for an answer to ``text``, the same as in training."""
@@ -121,6 +136,22 @@ class Tuned:
         if not isinstance(text, str):
             raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
         return self.codec.source({"source": text})
+
+
+def _head(content: Artifact, frozen: FrozenModel) -> Head | None:
+    """The artifact's classifier; raises :class:`GeometryMismatch` where it does not fit the labels and the model."""
+    contract = content.contract
+    if contract.layout not in ("label", "tags"):
+        return None
+    width = frozen.model.config.hidden_size
+    shapes = {"head.weight": [len(contract.labels), width], "head.bias": [len(contract.labels)]}
+    for name, want in shapes.items():
+        got = list(content.extra[name].shape) if name in content.extra else "missing"
+        if got != want:
+            raise GeometryMismatch(f"the artifact's {name} is {got}, expected {want} (labels, width of {frozen.name})")
+    reads = "tags" if contract.layout == "tags" else contract.pooling
+    weight, bias = (content.extra[name].float().to(frozen.device) for name in shapes)
+    return Head(weight_CD=weight, bias_C=bias, reads=reads)
 
 
 def _check_contract(path: str | Path, other: TextContract, own: TextContract) -> None:

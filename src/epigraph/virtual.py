@@ -7,18 +7,18 @@ K key-value heads, H head width, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from epigraph.errors import GeometryMismatch
+from epigraph.errors import GeometryMismatch, SharedLayers
 
 Site = Literal["decoder.self", "decoder.cross", "encoder.self"]
-Visibility = Literal["always", "window"]
-PositionKind = Literal["rotary", "absolute", "none"]
+Visibility = Literal["always", "window", "answer"]
+PositionKind = Literal["rotary", "absolute", "relative", "none"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 VISIBILITIES: tuple[Visibility, ...] = get_args(Visibility)
@@ -51,6 +51,33 @@ class Geometry:
         """Whether any layer sees only a window, so that ``always`` and ``window`` differ."""
         return any(layer.window is not None for layers in self.sites.values() for layer in layers)
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether text only ever sees what stands before it: a decoder without an encoder."""
+        return set(self.sites) == {"decoder.self"}
+
+    def text_start(self, num_virtual_tokens: int) -> int:
+        """Where text starts behind trained keys and values: behind them in a decoder of its own, elsewhere at 0.
+
+        Encoders see both ways, so that in front is nowhere in particular; a decoder beside an encoder starts at 0 in
+        the authors' BART, too.
+        """
+        return num_virtual_tokens if self.is_causal else 0
+
+    def only(self, sites: Collection[Site]) -> Geometry:
+        """The same geometry with these sites alone; raises :class:`GeometryMismatch` for one that it does not have."""
+        if not self.sites:
+            raise SharedLayers(
+                "the model's layers share one attention module, which cannot be told which layer it is; "
+                "use virtual tokens as embeddings: method prompt-tuning or p-tuning"
+            )
+        missing = sorted(set(sites) - set(self.sites))
+        if missing:
+            raise GeometryMismatch(
+                f"the model has no {missing[0]}, expected some of {', '.join(self.sites)}; change method.sites"
+            )
+        return replace(self, sites={site: layers for site, layers in self.sites.items() if site in sites})
+
     def numbers_per_token(self) -> int:
         """How many numbers one virtual token is, as keys and values in every layer of every site."""
         return sum(2 * x.num_kv_heads * x.head_dim for layers in self.sites.values() for x in layers)
@@ -66,13 +93,15 @@ class LayerKV:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoftPrompt:
-    """Virtual tokens as input embeddings ``[P, E]``, in front of everything, the start token included.
+    """Virtual tokens as input embeddings ``[P, E]``: in front of everything, the start token included, or ``placed``.
 
+    Placed ones stand at the slots of the text contract's template, in order, wherever that has them (Liu et al. 2021).
     They live in the space that ``inputs_embeds`` receives: after whatever scale the model applies to its own
     embeddings. (Lester et al. 2021, section 2; Li & Liang 2021, section 7.2, "embedding-only".)
     """
 
     embeddings_PE: Tensor
+    placed: bool = False
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -86,7 +115,7 @@ class SoftPrompt:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> SoftPrompt:
         """The same prompt with ``change`` applied to its embeddings."""
-        return SoftPrompt(embeddings_PE=change(self.embeddings_PE))
+        return SoftPrompt(embeddings_PE=change(self.embeddings_PE), placed=self.placed)
 
     def to(self, where: torch.device | torch.dtype | str) -> SoftPrompt:
         """On another device or in another dtype."""
@@ -112,8 +141,9 @@ class KVPrefix:
     """Virtual tokens as keys and values: for each site one :class:`LayerKV` a layer (None where a layer has none).
 
     ``text_start`` is the position of the first text token; it is stored, never inferred. Virtual token j stands at
-    position ``text_start - P + j``. ``visibility`` says who sees it in a windowed layer: ``always`` everyone,
-    ``window`` the positions that the model's own rule allows. (Li & Liang 2021, section 4.2 and eq. 3.)
+    position ``text_start - P + j``. ``visibility`` says who sees it: ``always`` everyone, also in a windowed layer;
+    ``window`` the positions that the model's own rule allows; ``answer`` the source's last token, which says the
+    answer's first, and what follows: an infix. (Li & Liang 2021, section 4.2 and eq. 3; infix: section 7.3.)
     """
 
     sites: Mapping[Site, tuple[LayerKV | None, ...]]
@@ -155,6 +185,7 @@ class KVPrefix:
 
     def check(self, geometry: Geometry) -> None:
         """Raise :class:`GeometryMismatch` unless every site, layer and shape fits ``geometry``."""
+        geometry.only(())
         for site, layers in self.sites.items():
             want = geometry.sites.get(site)
             if want is None or len(want) != len(layers):
@@ -169,6 +200,10 @@ class KVPrefix:
                         f"{site} layer {number}: {name} are {list(x.shape)}, expected {list(want_shape)} "
                         "(virtual tokens, key-value heads, head width)"
                     )
+        if self.visibility == "answer" and not geometry.is_causal:
+            raise GeometryMismatch(
+                "an infix stands between source and answer, the model does not read both as one text"
+            )
         if self.visibility not in VISIBILITIES:
             raise GeometryMismatch(f"visibility is {self.visibility!r}, expected one of {', '.join(VISIBILITIES)}")
         check_text_start(self.text_start, geometry)

@@ -871,6 +871,94 @@ def contract_of_many_beams(path: Path) -> None:
 
 
 @caught_as(BadHeader)
+def template_of_no_slots(path: Path) -> None:
+    """A place for no virtual tokens."""
+    _with(path, "contract", "input_template", value="{0}{source}")
+
+
+@caught_as(TooLarge)
+def template_of_many_slots(path: Path) -> None:
+    """A template of fifteen characters that a loop over its places would not survive."""
+    _with(path, "contract", "input_template", value="{9999999999999}")
+
+
+@caught_as(TooLarge)
+def template_of_many_numbers(path: Path) -> None:
+    """Each number is allowed, their sum is not."""
+    _with(path, "contract", "input_template", value="{60000}{60000}{source}")
+
+
+@caught_as(TooLarge)
+def template_of_a_long_number(path: Path) -> None:
+    """A number of 4,000 digits, which takes long to read as one."""
+    _with(path, "contract", "input_template", value="{" + "9" * 4000 + "}")
+
+
+@caught_as(BadHeader)
+def template_of_two_masks(path: Path) -> None:
+    """Two places for the one answer."""
+    _with(path, "contract", "input_template", value="[MASK] {source} [MASK]")
+
+
+@caught_as(BadHeader)
+def template_of_more_slots_than_tokens(path: Path) -> None:
+    """Places for three virtual tokens where two are stored: the third would be read from behind their end."""
+    raw = soft()
+    raw.fields["contract"]["input_template"] = "{2}{source}{1}"
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def template_of_fewer_slots_than_tokens(path: Path) -> None:
+    """A place for one virtual token where two are stored: the second would do nothing, and nobody would notice."""
+    raw = soft()
+    raw.fields["contract"]["input_template"] = "{source}{1}"
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def template_of_slots_for_keys_and_values(path: Path) -> None:
+    """Places in the text for what does not stand in the text."""
+    _with(path, "contract", "input_template", value="{2}{source}")
+
+
+@caught_as(BadHeader)
+def template_of_slots_for_a_target(path: Path) -> None:
+    """Virtual tokens in what the model is to say."""
+    _with(path, "contract", "target_template", value="{target}{2}")
+
+
+@caught_as(BadHeader)
+def template_of_a_row_that_is_not_read(path: Path) -> None:
+    """The row behind the mask, where a decoder does not look: every row would be asked the same."""
+    _with(path, "contract", "input_template", value="x [MASK] {source}")
+
+
+@caught_as(BadHeader)
+def contract_of_another_layout(path: Path) -> None:
+    """A layout that version 1 does not have."""
+    _with(path, "contract", "layout", value="eval")
+
+
+@caught_as(TooLarge)
+def contract_of_many_labels(path: Path) -> None:
+    """A label more than there may be."""
+    _with(path, "contract", "labels", value=[str(number) for number in range(1025)])
+
+
+@caught_as(BadHeader)
+def contract_of_labels_that_are_one(path: Path) -> None:
+    """Two labels that nobody can tell from each other in an answer."""
+    _with(path, "contract", "labels", value=["yes", "yes "])
+
+
+@caught_as(BadHeader)
+def contract_of_fewer_words_than_labels(path: Path) -> None:
+    """Two labels and a word for one of them."""
+    _with(path, "contract", value={"labels": ["yes", "no"], "label_words": ["ja"]})
+
+
+@caught_as(BadHeader)
 def fingerprint_of_capitals(path: Path) -> None:
     """A fingerprint that is equal only where letters' case is forgotten."""
     _with(path, "base", "fingerprint", value="A" * 64)

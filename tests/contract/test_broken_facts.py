@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, GenerationMixin, LlamaForCausalLM, masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel, LlamaRotaryEmbedding
 from transformers.utils import logging
 
@@ -62,6 +63,13 @@ def cut_columns(patch: Patch) -> None:
 
     old = ALL_ATTENTION_FUNCTIONS["sdpa"]
     patch.setattr(AttentionInterface, "_global_mapping", AttentionInterface._global_mapping | {"sdpa": cut})
+
+
+def keep_weights(patch: Patch) -> None:
+    def kept(old: Any) -> Any:
+        return lambda *args, **kwargs: (old(*args, **kwargs)[0], None)
+
+    around(patch, modeling_llama, "eager_attention_forward", kept)
 
 
 def hide_windows(patch: Patch) -> None:
@@ -142,6 +150,18 @@ ALTERED: dict[str, tuple[Callable[[Patch], None], Callable[..., None], dict[str,
         calls.test_attention_takes_more_columns,
         {"family": "llama", "attention": "sdpa"},
         "sdpa attention of llama takes more columns than the text has",
+    ),
+    "weights are kept back": (
+        keep_weights,
+        calls.test_eager_attention_gives_its_weights,
+        {"family": "llama"},
+        "eager attention of llama gives its softmax weights beside its output",
+    ),
+    "weights are not asked for": (
+        lambda patch: around(patch, LlamaModel, "forward", without("output_attentions")),
+        calls.test_weights_are_handed_out,
+        {"family": "llama"},
+        "output_attentions=True makes llama hand out, layer by layer, what the registered function gave",
     ),
     "windows have another name": (
         hide_windows,

@@ -108,6 +108,41 @@ def test_attention_takes_more_columns(family: str, attention: str) -> None:
 
 
 @fact(
+    "eager attention of {family} gives its softmax weights beside its output, [B, N, T, C] over all columns it was "
+    "given",
+    used_in="frozen/mass.py",
+    purpose="measure the attention that virtual tokens get",
+)
+def test_eager_attention_gives_its_weights(family: str) -> None:
+    call = attended(tiny(family, "eager"), "eager", input_ids=ids(2, 5))[-1]
+    extra = torch.randn(2, call.key.shape[1], 3, call.key.shape[3], generator=torch.Generator().manual_seed(1))
+    key, value = (torch.cat([x, y], dim=2) for x, y in ((extra, call.key), (extra, call.value)))
+    columns = torch.eye(8).expand(2, key.shape[1], 8, 8)
+    out, weights = inner(call.module, "eager")(call.module, call.query, key, value, None, **call.options)
+    # With unit vectors for values, attention gives its weights.
+    want = plain(call.query, key, columns, torch.ones(8, dtype=torch.bool), call.options.get("scaling"))
+    assert weights.shape == (2, call.query.shape[1], 5, 8)
+    assert torch.allclose(weights, want.transpose(1, 2), atol=1e-5)
+    assert out.shape == call.output[0].shape
+
+
+@fact(
+    "output_attentions=True makes {family} hand out, layer by layer, what the registered function gave beside its "
+    "output",
+    used_in="frozen/mass.py",
+    purpose="measure the attention that virtual tokens get",
+)
+def test_weights_are_handed_out(family: str) -> None:
+    model = tiny(family, "eager")
+    calls = watch(model, "eager")
+    with torch.no_grad():
+        given = model(input_ids=ids(1, 5), use_cache=False, output_attentions=True).attentions
+    assert len(given) == len(calls) == 2
+    for weights, call in zip(given, calls, strict=True):
+        assert torch.equal(weights, call.output[1])
+
+
+@fact(
     "sdpa without a mask is causal from the first column on, and one query sees every column",
     used_in=SEAM,
     purpose="know what a missing mask means when virtual columns are added",

@@ -30,7 +30,7 @@ def tokenizer() -> Any:
 
 @fact(
     "a tokenizer called with add_special_tokens=False gives the ids of a text alone, and knows its special tokens",
-    used_in="frozen/inputs.py",
+    used_in="frozen/inputs.py and frozen/filling.py",
     purpose="make the same ids in training and serving",
 )
 def test_text_to_ids() -> None:

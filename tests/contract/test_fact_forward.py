@@ -156,7 +156,7 @@ def layers(model: nn.Module) -> list[Any]:
 @fact(
     "each layer of {family} is a GradientCheckpointingLayer that checkpoints when its own gradient_checkpointing and "
     "training say so, through its _gradient_checkpointing_func",
-    used_in=MODEL,
+    used_in=f"{MODEL} and frozen/recompute.py",
     purpose="recompute layers while dropout stays off",
 )
 def test_layers_checkpoint_by_their_own_flags(family: str) -> None:
@@ -190,7 +190,7 @@ def test_recomputation_has_the_same_arguments(family: str) -> None:
 
 @fact(
     "checkpointing turned on by the model leaves use_reentrant to be seen in each layer's function",
-    used_in=MODEL,
+    used_in="frozen/recompute.py",
     purpose="refuse the reentrant kind, which forgets prefixes",
 )
 def test_reentrant_checkpointing_can_be_seen(family: str) -> None:

@@ -22,7 +22,8 @@ KEY = "epigraph"
 MAX_VALUE_CHARS = 1 << 18
 MAX_LAYERS = 1024
 MAX_VIRTUAL_TOKENS = 65_536
-# More than the other limits come to: 1,024 layers of three values each, and everything else under a thousand.
+# More than the other limits come to: 1,024 layers of three values each, 2,048 labels and their words, and everything
+# else under a thousand.
 MAX_FIXED_VALUES = 8_192
 SOFT = "soft.embeddings"
 
@@ -59,10 +60,7 @@ class GeometryPart(_Part):
     """What must match between the artifact and a model, as :class:`epigraph.virtual.Geometry`."""
 
     # fail_fast: a thousand wrong layers must not become a thousand messages.
-    sites: Annotated[
-        dict[Site, Annotated[tuple[LayerPart, ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True)]],
-        Field(min_length=1),
-    ]
+    sites: dict[Site, Annotated[tuple[LayerPart, ...], Field(min_length=1, max_length=MAX_LAYERS, fail_fast=True)]]
     embedding_dim: Width
     position_kind: PositionKind
     max_positions: PositionCount | None
@@ -143,9 +141,23 @@ class Header(_Part):
             raise ValueError(f"{min(given)} is not a key of kind soft")
         if self.kind == "kv" and (self.text_start is None or self.visibility is None):
             raise ValueError("kind kv needs text_start and visibility")
+        # Layers that share one attention module have no site of their own, and take embeddings only.
+        if self.kind == "kv" and not self.geometry.sites:
+            raise ValueError("kind kv needs a site in geometry.sites")
         most = self.geometry.max_positions
         if most is not None and self.text_begins >= most:
             raise ValueError(f"text_start {self.text_begins} is not below max_positions {most}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_template(self) -> Header:
+        num_slots = self.contract.num_slots
+        if num_slots and self.kind == "kv":
+            raise ValueError(f"the template has places for {num_slots} virtual tokens, which kind kv does not have")
+        if num_slots not in (0, self.num_virtual_tokens):
+            raise ValueError(
+                f"the template has places for {num_slots} virtual tokens, expected {self.num_virtual_tokens} or none"
+            )
         return self
 
     @property

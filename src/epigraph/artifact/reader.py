@@ -146,7 +146,7 @@ def _read_tensors(file: BinaryIO, entries: Mapping[str, Entry]) -> dict[str, Sto
 
 def _virtual_tokens(header: Header, tensors: Mapping[str, Tensor]) -> VirtualTokens:
     if header.text_start is None or header.visibility is None:
-        return SoftPrompt(embeddings_PE=tensors[SOFT])
+        return SoftPrompt(embeddings_PE=tensors[SOFT], placed=header.contract.is_placed)
     sites: dict[Site, list[LayerKV | None]] = {}
     for site, layers in header.geometry.sites.items():
         pairs = [[tensors.get(name) for name in tensor_names(site, number)] for number in range(len(layers))]

@@ -17,7 +17,7 @@ from epigraph.artifact.header import FORMAT_VERSION, KEY, SOFT, extra_name, pars
 from epigraph.artifact.messages import explained, reason, shown
 from epigraph.artifact.tensors import to_stored
 from epigraph.artifact.value import Artifact
-from epigraph.errors import ArtifactError, BadHeader, BadTensor, CannotWrite
+from epigraph.errors import ArtifactError, BadHeader, BadTensor, CannotWrite, GeometryMismatch
 from epigraph.files import write_whole
 from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
@@ -37,6 +37,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str], dtype: torch.dtype = 
     """
     target = Path(path)
     artifact.tokens.check(artifact.geometry)
+    _check_places(artifact)
     try:
         tensors = _tensors(artifact, dtype)
         fields = _fields(artifact, tensors)
@@ -47,6 +48,14 @@ def save(artifact: Artifact, path: str | os.PathLike[str], dtype: torch.dtype = 
     except ArtifactError as error:
         raise type(error)(f"{shown(target, 500)} was not written: {error}") from error
     return str(fields["content_hash"])
+
+
+def _check_places(artifact: Artifact) -> None:
+    """Virtual tokens stand where the template says: read back, a prompt is placed exactly if that has places."""
+    placed = isinstance(artifact.tokens, SoftPrompt) and artifact.tokens.placed
+    if placed != artifact.contract.is_placed:
+        where = "at places of a template that has none" if placed else "in front of a template that has places for them"
+        raise GeometryMismatch(f"the virtual tokens stand {where}; make them with the contract they were trained with")
 
 
 def _tensors(artifact: Artifact, dtype: torch.dtype) -> dict[str, StoredTensor]:

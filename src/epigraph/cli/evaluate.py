@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.options import changed_decoding, check_joining, check_positive, joined, load_tuned
+from epigraph.cli.options import changed_decoding, check_joining, check_positive, joined, load_tuned, precision_in_force
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -29,7 +29,7 @@ def evaluate(
     ] = None,
     mean: Annotated[str | None, Flag(help="How: geometric (default), arithmetic or majority.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
-    precision: Annotated[str, Flag(help="bf16 or fp32.")] = "bf16",
+    precision: Annotated[str, Flag(help="bf16, fp32, or auto: bf16 where the device computes in it.")] = "auto",
     batch_size: Annotated[int, Flag(help="Rows decoded at a time.")] = 64,
     allow_base: Annotated[str | None, Flag(help="Fingerprint of a base with other weights to admit.")] = None,
     device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
@@ -41,6 +41,7 @@ def evaluate(
     if untouched and others:
         raise BadValue("got both --untouched and --with, expected one of them: the bare model is no ensemble")
     examples, chosen = _examples(artifact, task, data, split, limit)
+    precision = precision_in_force(precision, device)
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
     decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
     ensemble = joined(tuned, others, mean, allow_base, decoding)
@@ -50,10 +51,11 @@ def evaluate(
         job = bar.add_task("decoding", total=len(examples))
         done = run(
             tuned.frozen,
-            tuned.codec,
+            tuned.bare_codec if untouched else tuned.codec,
             None if untouched else ensemble or tuned.prefix,
             chosen,
             examples,
+            head=tuned.head,
             decoding=decoding,
             batch_size=batch_size,
             advance=lambda n: bar.advance(job, n),

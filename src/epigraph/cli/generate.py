@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from epigraph.cli import show
-from epigraph.cli.options import changed_decoding, check_joining, check_positive, joined, load_tuned
+from epigraph.cli.options import changed_decoding, check_joining, check_positive, joined, load_tuned, precision_in_force
 from epigraph.errors import BadValue
 
 Flag = typer.Option
@@ -28,7 +28,7 @@ def generate(
     ] = None,
     mean: Annotated[str | None, Flag(help="How: geometric (default), arithmetic or majority.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
-    precision: Annotated[str, Flag(help="bf16 or fp32.")] = "fp32",
+    precision: Annotated[str, Flag(help="bf16, fp32, or auto: bf16 where the device computes in it.")] = "fp32",
     batch_size: Annotated[int, Flag(help="Rows decoded at a time.")] = 32,
     allow_base: Annotated[str | None, Flag(help="Fingerprint of a base with other weights to admit.")] = None,
     device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
@@ -49,6 +49,7 @@ def generate(
     if not any(text.strip() for text in texts):
         where = "stdin was empty" if text == "-" else "the text is empty"
         raise BadValue(f"nothing to answer: {where}; give a text, or one a line on stdin")
+    precision = precision_in_force(precision, device)
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
     decoding = changed_decoding(tuned.artifact.contract.decoding, num_beams=num_beams, max_new_tokens=max_new_tokens)
     options: dict[str, Any] = {}

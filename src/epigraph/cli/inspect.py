@@ -1,21 +1,20 @@
-"""`epigraph inspect`: what an artifact is. No model is loaded but for ``--neighbours``, which reads a soft prompt."""
+"""`epigraph inspect`: what an artifact is. No model is loaded but for a reading, ``--neighbours`` and ``--mass``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from epigraph.cli import mass as masses
+from epigraph.cli import reading as readings
 from epigraph.cli import show
-from epigraph.cli.options import load_tuned
 from epigraph.errors import BadValue
 
 if TYPE_CHECKING:
-    from epigraph.frozen.neighbours import LabelReading, PromptReading, TokenReading
+    from epigraph.tuned import Tuned
 
 Flag = typer.Option
 
@@ -25,6 +24,13 @@ def inspect(
     neighbours: Annotated[
         bool, Flag("--neighbours", help="Of a soft prompt: the tokens nearest to each virtual token; loads the base.")
     ] = False,
+    mass: Annotated[
+        bool, Flag("--mass", help="The attention that text gives each virtual token, by layer; loads the base.")
+    ] = False,
+    texts: Annotated[
+        Path | None, Flag(help="For --mass: a source a line. Default: test rows of its task, or a sample.")
+    ] = None,
+    picture: Annotated[Path | None, Flag(help="For --mass: the PNG to draw; its record lies beside it.")] = None,
     model: Annotated[str | None, Flag(help="Where the base is, if not where it was in training.")] = None,
     allow_base: Annotated[str | None, Flag(help="Fingerprint of a base with other weights to admit.")] = None,
     as_json: Annotated[bool, Flag("--json", help="Print everything as JSON.")] = False,
@@ -33,102 +39,47 @@ def inspect(
     from epigraph import artifact as files
 
     found = files.inspect(files.find(artifact))
-    _check_flags(found["kind"], neighbours=neighbours, model=model, allow_base=allow_base)
-    reading, labels = _read(artifact, found, model, allow_base) if neighbours else (None, ())
+    _check_flags({"--model": model, "--allow-base": allow_base}, "--neighbours or --mass", neighbours or mass)
+    _check_flags({"--texts": texts, "--picture": picture}, "--mass", mass)
+    if neighbours:
+        _refuse_keys(found["kind"])
+    if picture is not None:
+        masses.check_picture(picture)
+    tuned = _load(artifact, model, allow_base, eager=mass) if neighbours or mass else None
+    reading = readings.read(tuned, found["provenance"]) if tuned is not None and neighbours else None
+    record = masses.measure(tuned, found, texts) if tuned is not None and mass else None
+    if record is not None and picture is not None:
+        masses.write_picture(picture, record)
     if as_json:
-        show.print_json(found if reading is None else {**found, "neighbours": _as_json(reading, labels)})
+        more = {"neighbours": reading and readings.as_json(reading), "mass": record}
+        show.print_json({**found, **{name: value for name, value in more.items() if value is not None}})
         return
-    show.print_pairs(str(artifact), _in_words(found) | ({} if reading is None else _summary(reading)))
+    summaries = (readings.summary(reading) if reading else {}) | (masses.summary(record) if record else {})
+    show.print_pairs(str(artifact), _in_words(found) | summaries)
     if reading is not None:
-        _print_reading(reading, labels)
+        readings.print_tables(reading)
+    if record is not None:
+        masses.print_tables(record)
 
 
-def _check_flags(kind: str, *, neighbours: bool, model: str | None, allow_base: str | None) -> None:
-    for name, value in (("--model", model), ("--allow-base", allow_base)):
-        if value is not None and not neighbours:
-            raise BadValue(f"got {name} {value!r} without --neighbours, which alone loads a model; add --neighbours")
-    if neighbours and kind != "soft":
+def _check_flags(given: Mapping[str, object], needed: str, is_there: bool) -> None:
+    for name, value in given.items():
+        if value is not None and not is_there:
+            raise BadValue(f"got {name} {str(value)!r} without {needed}, which it is for; add {needed}")
+
+
+def _refuse_keys(kind: str) -> None:
+    if kind != "soft":
         raise BadValue(
             f"--neighbours: the artifact holds keys and values (kind {kind!r}), expected a soft prompt (kind 'soft'), "
             "whose virtual tokens lie among the vocabulary's; leave --neighbours out"
         )
 
 
-def _read(
-    artifact: Path, found: Mapping[str, Any], model: str | None, allow_base: str | None
-) -> tuple[PromptReading, tuple[LabelReading, ...]]:
-    from epigraph.frozen.neighbours import read_labels, read_prompt
-    from epigraph.virtual import SoftPrompt
+def _load(artifact: Path, model: str | None, allow_base: str | None, *, eager: bool) -> Tuned:
+    from epigraph.tuned import Tuned
 
-    tuned = load_tuned(artifact, model=model, precision="fp32", device="cpu", allow_base=allow_base)
-    prompt = tuned.artifact.tokens
-    assert isinstance(prompt, SoftPrompt)
-    reading = read_prompt(tuned.frozen, prompt)
-    return reading, read_labels(tuned.frozen, reading, _labels(found["provenance"], prompt.num_virtual_tokens))
-
-
-def _labels(provenance: Mapping[str, Any], num_virtual_tokens: int) -> list[str]:
-    """The labels that the prompt started from, as far as its provenance says so in a way that can be true."""
-    recipe = provenance.get("recipe")
-    method = recipe.get("method") if isinstance(recipe, dict) else None
-    # Behind an MLP a prompt starts from the MLP's random weights, whatever `initial` says.
-    if not isinstance(method, dict) or method.get("initial") != "labels" or method.get("parameterization") == "mlp":
-        return []
-    labels = method.get("labels")
-    if not isinstance(labels, list) or len(labels) > num_virtual_tokens:
-        return []
-    return labels if all(isinstance(label, str) for label in labels) else []
-
-
-def _as_json(reading: PromptReading, labels: tuple[LabelReading, ...]) -> dict[str, Any]:
-    pair = reading.closest_pair
-    return {
-        **asdict(reading),
-        "closest_pair": None
-        if pair is None
-        else {"numbers": [pair.number, pair.closest], "cosine": pair.closest_cosine},
-        "labels": [asdict(label) for label in labels],
-    }
-
-
-def _summary(reading: PromptReading) -> dict[str, str]:
-    pair = reading.closest_pair
-    return {
-        "closest two": "there is only one" if pair is None else f"{pair.number} and {_closest(pair)} (cosine)",
-        "norm 1": f"{reading.mean_norm:.4g}, the vocabulary's mean",
-    }
-
-
-def _print_reading(reading: PromptReading, labels: tuple[LabelReading, ...]) -> None:
-    rows = [
-        (
-            str(token.number),
-            f"{token.relative_norm:.3g}",
-            ", ".join(f"{_quoted(near.token)} {near.cosine:.2f}" for near in token.nearest),
-            _closest(token),
-        )
-        for token in reading.tokens
-    ]
-    show.print_rows("Neighbours", ("virtual", "norm", "nearest, by cosine", "closest other"), rows)
-    if reading.duplicates:
-        doubled = [(_quoted(one.token), ", ".join(map(str, one.numbers))) for one in reading.duplicates]
-        show.print_rows("Duplicates", ("nearest", "of virtual tokens"), doubled)
-    if labels:
-        left = [(str(x.number), _quoted(x.label), _listed(x.tokens), _listed(x.kept)) for x in labels]
-        show.print_rows("Labels", ("virtual", "label", "its tokens", "still near"), left)
-
-
-def _closest(token: TokenReading) -> str:
-    return "none" if token.closest_cosine is None else f"{token.closest}, {token.closest_cosine:.2f}"
-
-
-def _quoted(token: str) -> str:
-    """In quotes, a line break escaped: a token can be a blank, a comma or a quote."""
-    return json.dumps(token, ensure_ascii=False)
-
-
-def _listed(tokens: tuple[str, ...]) -> str:
-    return ", ".join(map(_quoted, tokens)) or "none"
+    return Tuned.load(artifact, model=model, attention_name="eager" if eager else "sdpa", allow_base=allow_base)
 
 
 def _in_words(found: Mapping[str, Any]) -> dict[str, Any]:

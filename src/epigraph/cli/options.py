@@ -19,9 +19,16 @@ def load_tuned(artifact: Path, *, model: str | None, precision: str, device: str
     from epigraph.train.prepare import DTYPES
     from epigraph.tuned import Tuned
 
-    if precision not in DTYPES:
-        raise BadValue(f"--precision is {precision!r}, expected {' or '.join(DTYPES)}")
     return Tuned.load(artifact, model=model, dtype=DTYPES[precision], device=device, allow_base=allow_base)
+
+
+def precision_in_force(precision: str, device: str) -> str:
+    """bf16 or fp32, also where auto was asked for; raises :class:`BadValue` for anything else."""
+    from epigraph.train.prepare import DTYPES, precision_for
+
+    if precision not in ("auto", *DTYPES):
+        raise BadValue(f"--precision is {precision!r}, expected auto, {' or '.join(DTYPES)}")
+    return precision_for(precision, device)
 
 
 def check_joining(others: Sequence[Path] | None, mean: str | None) -> None:

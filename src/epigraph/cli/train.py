@@ -37,7 +37,7 @@ def train(
     batch_size: Annotated[int | None, Flag(help="Rows a batch.")] = None,
     lr: Annotated[float | None, Flag(help="Learning rate.")] = None,
     seed: Annotated[int | None, Flag(help="Decides the draw, the order and every random value.")] = None,
-    precision: Annotated[str | None, Flag(help="bf16 or fp32.")] = None,
+    precision: Annotated[str | None, Flag(help="auto, bf16 or fp32.")] = None,
     out: Annotated[Path | None, Flag(help="Folder to write to.")] = None,
     device: Annotated[str, Flag(help="cpu, cuda, ...")] = "cpu",
     dry_run: Annotated[bool, Flag("--dry-run", help="Check everything, say what a run costs, train nothing.")] = False,

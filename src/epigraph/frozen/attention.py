@@ -10,7 +10,7 @@ H head width, U distinct prefixes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from epigraph.errors import BatchMismatch, LostBinding, UnsupportedModel
-from epigraph.virtual import KVPrefix, LayerKV, Site
+from epigraph.frozen.rows import Rows
+from epigraph.virtual import Site
 
 ARGUMENT = "epigraph_run"
 IMPLEMENTATIONS = ("sdpa", "eager")
@@ -36,77 +37,27 @@ class Slot:
     window: int | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """What decides a mask beside the rows: queries and text columns of a call, and what no mask would mean there."""
+
+    num_queries: int
+    num_columns: int
+    causal: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Call:
-    """What the seam saw of one attention call: its own keys and values ``[B, K, C, H]`` (after any rotation), its
-    window in positions, whether its first query was kept from the second column, and whether its scores are capped."""
+    """What the seam saw of one attention call: its own keys and values ``[B, K, C, H]`` (after any rotation), how many
+    queries it had, its window in positions, whether its first query was kept from the second column, and whether its
+    scores are capped."""
 
     key: Tensor
     value: Tensor
+    num_queries: int
     window: int | None
     causal: bool
     capped: bool
-
-
-class Rows:
-    """Which prefix each row of a batch carries. ``row_of[b]`` numbers a prefix, -1 is none; None: all carry the first.
-
-    ``length_U``, ``start_U`` and ``always_U`` describe the distinct prefixes, with one empty prefix at the end for
-    the rows that carry none.
-    """
-
-    def __init__(self, prefixes: Sequence[KVPrefix], row_of: Sequence[int] | None, device: torch.device) -> None:
-        self.prefixes = tuple(prefixes)
-        self.row_of = None if row_of is None else torch.tensor(row_of, device=device)
-        lengths = [p.num_virtual_tokens for p in prefixes]
-        self.longest = max(lengths, default=0)
-        self.even = len(set(lengths)) <= 1 and (row_of is None or min(row_of, default=0) >= 0)
-        self.length_U = torch.tensor([*lengths, 0], device=device)
-        self.start_U = torch.tensor([*(p.text_start for p in prefixes), 0], device=device)
-        self.always_U = torch.tensor([*(p.visibility == "always" for p in prefixes), True], device=device)
-
-    def check(self, num_rows: int) -> None:
-        """Raise :class:`BatchMismatch` unless a batch of ``num_rows`` rows can carry these prefixes."""
-        if self.row_of is not None and len(self.row_of) != num_rows:
-            raise BatchMismatch(
-                f"prefixes are bound for {len(self.row_of)} rows, the batch has {num_rows}; bind one prefix a row "
-                "(with copies=num_beams under beam search), or a single prefix for all"
-            )
-
-    def pick(self, values_U: Tensor) -> Tensor:
-        """``[B]`` (or ``[1]`` where all rows carry the same prefix) out of one value a distinct prefix."""
-        return values_U[:1] if self.row_of is None else values_U[self.row_of]
-
-    def absent(self, site: Site, layer: int) -> tuple[int, ...]:
-        """The numbers of the distinct prefixes that have no virtual tokens in this layer."""
-        return tuple(number for number, prefix in enumerate(self.prefixes) if _at(prefix, site, layer) is None)
-
-    def stacked(self, site: Site, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows' virtual keys and values, left-padded, each ``[B or 1, K, P, H]`` in ``like``'s dtype."""
-        keys, values = [], []
-        for prefix in self.prefixes:
-            kv = _at(prefix, site, layer)
-            k, v = (None, None) if kv is None else (kv.keys_PKH, kv.values_PKH)
-            keys.append(self._padded(k, like))
-            values.append(self._padded(v, like))
-        if self.row_of is not None and not self.even:
-            keys.append(self._padded(None, like))
-            values.append(self._padded(None, like))
-        both = (torch.stack(x).transpose(1, 2) for x in (keys, values))
-        k_UKPH, v_UKPH = ((x if self.row_of is None else x[self.row_of]) for x in both)
-        return k_UKPH, v_UKPH
-
-    def _padded(self, x_PKH: Tensor | None, like: Tensor) -> Tensor:
-        if x_PKH is None:
-            return like.new_zeros(self.longest, like.shape[1], like.shape[3])
-        x_PKH = x_PKH.to(like.dtype)
-        missing = self.longest - x_PKH.shape[0]
-        return nn.functional.pad(x_PKH, (0, 0, 0, 0, missing, 0)) if missing else x_PKH
-
-
-def _at(prefix: KVPrefix, site: Site, layer: int) -> LayerKV | None:
-    layers = prefix.sites.get(site)
-    return None if layers is None else layers[layer]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -122,49 +73,60 @@ class Run:
     seen: dict[nn.Module, Call] | None = None
     masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
-    def mask(
-        self, text_mask: Tensor | None, window: int | None, absent: tuple[int, ...], query: Tensor, key: Tensor
-    ) -> Tensor | None:
+    def mask(self, text_mask: Tensor | None, slot: Slot, absent: tuple[int, ...], shape: Shape) -> Tensor | None:
         """The mask over virtual and text columns, made once a forward for all layers that share it."""
-        memo = (id(text_mask), window, absent, key.shape[2])
+        memo = (id(text_mask), slot.window, absent, shape)
         if memo not in self.masks:
             # The text mask is kept beside the result, so that its id cannot be given to another tensor meanwhile.
-            virtual_BTP = self._visible(window, absent)
-            self.masks[memo] = (text_mask, self._widened(text_mask, virtual_BTP, query.shape[2], key.shape[2]))
+            virtual_BTP = self._visible(slot.window, absent)
+            self.masks[memo] = (text_mask, self._widened(text_mask, virtual_BTP, shape))
         return self.masks[memo][1]
 
-    def _widened(
-        self, text_mask: Tensor | None, virtual_BTP: Tensor, num_queries: int, num_columns: int
-    ) -> Tensor | None:
+    def _widened(self, text_mask: Tensor | None, virtual_BTP: Tensor, shape: Shape) -> Tensor | None:
         assert self.rows is not None
         if text_mask is None:
-            if num_queries == 1 and self.rows.even and bool(virtual_BTP.all()):
+            hides = shape.causal and shape.num_queries > 1
+            if not hides and self.rows.even and bool(virtual_BTP.all()):
                 return None
             # No mask means causal from the first column on, as in sdpa: a static cache has empty columns at the end.
-            ones = torch.ones(num_queries, num_columns, dtype=torch.bool, device=virtual_BTP.device)
-            text_mask = (ones.tril() if num_queries > 1 else ones)[None, None]
+            ones = torch.ones(shape.num_queries, shape.num_columns, dtype=torch.bool, device=virtual_BTP.device)
+            text_mask = (ones.tril() if hides else ones)[None, None]
         num_rows = max(text_mask.shape[0], virtual_BTP.shape[0])
-        virtual = virtual_BTP[:, None].expand(num_rows, -1, num_queries, -1)
+        virtual = virtual_BTP[:, None].expand(num_rows, -1, shape.num_queries, -1)
         if text_mask.dtype != torch.bool:
             hidden = torch.finfo(text_mask.dtype).min
             virtual = torch.zeros_like(virtual, dtype=text_mask.dtype).masked_fill(~virtual, hidden)
         virtual = virtual.expand(-1, text_mask.shape[1], -1, -1)
-        return torch.cat([virtual, text_mask.expand(num_rows, -1, -1, -1)], dim=-1)
+        text_mask = text_mask.expand(num_rows, -1, shape.num_queries, -1)
+        return torch.cat([virtual, text_mask], dim=-1)
 
     def _visible(self, window: int | None, absent: tuple[int, ...]) -> Tensor:
         """Which virtual tokens each query sees, ``[B or 1, T or 1, P]``; distance counts positions, never columns."""
-        rows, positions_BT = self.rows, self.positions_BT
+        rows = self.rows
         assert rows is not None
-        assert positions_BT is not None
         length_U = rows.length_U.clone()
         length_U[list(absent)] = 0
-        from_text_P = torch.arange(-rows.longest, 0, device=positions_BT.device)
-        real_B1P = (from_text_P >= -rows.pick(length_U)[:, None])[:, None, :]
+        from_text_P = torch.arange(-rows.longest, 0, device=rows.device)
+        seen_BTP = (from_text_P >= -rows.pick(length_U)[:, None])[:, None, :]
+        if rows.has_infix:
+            seen_BTP = seen_BTP & (self._asks() | ~rows.pick(rows.late_U)[:, None])[:, :, None]
         if window is None:
-            return real_B1P
+            return seen_BTP
+        assert self.positions_BT is not None
         at_BP = rows.pick(rows.start_U)[:, None] + from_text_P
-        near_BTP = positions_BT[:, :, None] - at_BP[:, None, :] < window
-        return real_B1P & (near_BTP | rows.pick(rows.always_U)[:, None, None])
+        near_BTP = self.positions_BT[:, :, None] - at_BP[:, None, :] < window
+        return seen_BTP & (near_BTP | rows.pick(rows.always_U)[:, None, None])
+
+    def _asks(self) -> Tensor:
+        """``[B, T]``: the text tokens from the source's last one on, which says the answer's first."""
+        rows = self.rows
+        assert rows is not None
+        if rows.source_B is None or self.positions_BT is None:
+            raise BatchMismatch(
+                "an infix stands between source and answer, and nothing says where the sources end; "
+                "bind it with sources=[number of source tokens, one a row]"
+            )
+        return self.positions_BT - rows.pick(rows.start_U)[:, None] >= rows.source_B[:, None] - 1
 
 
 def inner_attention(module: nn.Module, name: str) -> Callable[..., Any]:
@@ -189,20 +151,46 @@ def _attention(name: str) -> Callable[..., Any]:
                 "call the whole model, FrozenModel.model(...), not a part of it"
             )
         if run.seen is not None:
-            causal = _is_causal(module, attention_mask, kwargs.get("is_causal"))
-            window, capped = kwargs.get("sliding_window"), kwargs.get("softcap") is not None
-            run.seen[module] = Call(key=key, value=value, window=window, causal=causal, capped=capped)
+            run.seen[module] = _seen(module, query, key, value, attention_mask, kwargs)
         if run.rows is not None and run.rows.longest:
             slot = run.slots[module]
             absent = run.rows.absent(slot.site, slot.layer)
-            attention_mask = run.mask(attention_mask, slot.window, absent, query, key)
-            k_BKPH, v_BKPH = run.rows.stacked(slot.site, slot.layer, key)
-            num_rows = key.shape[0]
-            key = torch.cat([k_BKPH.expand(num_rows, -1, -1, -1), key], dim=2)
-            value = torch.cat([v_BKPH.expand(num_rows, -1, -1, -1), value], dim=2)
+            if len(absent) < len(run.rows.prefixes):
+                told = attention_mask is None and _is_causal(module, None, kwargs.get("is_causal"))
+                shape = Shape(num_queries=query.shape[2], num_columns=key.shape[2], causal=told)
+                attention_mask = run.mask(attention_mask, slot, absent, shape)
+                key, value = _in_front(run.rows, slot, key, value)
+                _widen_bias(kwargs, run.rows.longest)
         return inner(module, query, key, value, attention_mask, **kwargs)
 
     return attend
+
+
+def _seen(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, kwargs: Mapping[str, Any]
+) -> Call:
+    return Call(
+        key=key,
+        value=value,
+        num_queries=query.shape[2],
+        window=kwargs.get("sliding_window"),
+        causal=_is_causal(module, mask, kwargs.get("is_causal")),
+        capped=kwargs.get("softcap") is not None,
+    )
+
+
+def _in_front(rows: Rows, slot: Slot, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    k_BKPH, v_BKPH = rows.stacked(slot.site, slot.layer, key)
+    num_rows = key.shape[0]
+    key = torch.cat([k_BKPH.expand(num_rows, -1, -1, -1), key], dim=2)
+    return key, torch.cat([v_BKPH.expand(num_rows, -1, -1, -1), value], dim=2)
+
+
+def _widen_bias(kwargs: dict[str, Any], num_virtual: int) -> None:
+    """Virtual tokens have no position: T5's bias, which is a function of distance, is 0 for them."""
+    bias = kwargs.get("position_bias")
+    if bias is not None:
+        kwargs["position_bias"] = nn.functional.pad(bias, (num_virtual, 0))
 
 
 def _is_causal(module: nn.Module, mask: Tensor | None, told: bool | None) -> bool:

@@ -38,7 +38,7 @@ def convert_gguf(source: Path, folder: Path) -> None:
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
     tokenizer.model_max_length = config.max_position_embeddings
-    _save(model, tokenizer, folder)
+    save_folder(model, tokenizer, folder)
 
 
 def load_gguf(source: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -105,10 +105,11 @@ def convert_encoder(source: Path, folder: Path) -> None:
     for option in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
         tokenizer.init_kwargs.pop(option, None)
     tokenizer.model_max_length = model.config.max_position_embeddings
-    _save(model, tokenizer, folder)
+    save_folder(model, tokenizer, folder)
 
 
-def _save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_folder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A model and its tokenizer as a folder that anything loads, all files with the same rights."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # Weights come out readable by their owner only, the rest as the umask says: a shared folder needs all alike.

@@ -14,13 +14,17 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import LogitsProcessor
 
 from epigraph.contract import Decoding
 from epigraph.errors import BadValue
+from epigraph.frozen.answers import row_log_probabilities
+from epigraph.frozen.batch import collate
 from epigraph.frozen.generate import Advance, generate
+from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
-from epigraph.virtual import KVPrefix, VirtualTokens
+from epigraph.virtual import VirtualTokens
 
 Mean = Literal["geometric", "arithmetic"]
 Joining = Literal["geometric", "arithmetic", "majority"]
@@ -64,6 +68,22 @@ class Ensemble:
             frozen, prompts, self.members, decoding, mean=self.mean, batch_size=batch_size, advance=advance
         )
 
+    def choose(self, scores_MBN: Tensor) -> Tensor:
+        """``[B]``: the number of the choice that the members make together, out of their log-probabilities.
+
+        Majority: the choice that is most members' first; among equals, the one of the higher mean log-probability.
+        """
+        mean_BN = scores_MBN.mean(0)
+        match self.mean:
+            case "geometric":
+                return mean_BN.argmax(1)
+            case "arithmetic":
+                return scores_MBN.logsumexp(0).argmax(1)
+            case "majority":
+                votes_BN = functional.one_hot(scores_MBN.argmax(2), scores_MBN.shape[2]).sum(0)
+                tied = votes_BN == votes_BN.amax(1, keepdim=True)
+                return mean_BN.masked_fill(~tied, -torch.inf).argmax(1)
+
 
 def generate_ensemble(
     frozen: FrozenModel,
@@ -84,7 +104,7 @@ def generate_ensemble(
     """
     _check(prefixes, mean, MEANS)
     _refuse_beams(decoding)
-    members = _lowered(frozen, prefixes)
+    members = _carried(frozen, prefixes)
     new = _asked(frozen, prompts, members, decoding, batch_size, advance, _Averaged(len(members), mean))
     return new[:: len(members)]
 
@@ -106,7 +126,7 @@ def generate_majority(
     ``batch_size`` and ``advance`` as in :func:`generate_ensemble`; beams are the members' own affair and allowed.
     """
     _check(prefixes, "majority", JOININGS)
-    members = _lowered(frozen, prefixes)
+    members = _carried(frozen, prefixes)
     new = _asked(frozen, prompts, members, decoding, batch_size, advance, None)
     num = len(members)
     votes = [new[start : start + num] for start in range(0, len(new), num)]
@@ -124,14 +144,13 @@ def answer_log_probability(
     """
     if not answer:
         raise BadValue("the answer to be scored has no tokens, expected one or more; an empty answer is its end token")
-    ids_T = torch.tensor([*prompt, *answer], device=frozen.device)
-    # The last token is only predicted, never read, so that scoring needs no position that decoding did not.
-    ids_NT = ids_T[:-1].repeat(len(prefixes), 1)
-    with torch.inference_mode(), frozen.bind(list(prefixes)):
-        logits_NTV = frozen.model(input_ids=ids_NT, attention_mask=torch.ones_like(ids_NT), use_cache=False).logits
-    said_NTV = logits_NTV[:, len(prompt) - 1 :].float().log_softmax(-1)
-    targets_NT = ids_T[len(prompt) :].repeat(len(prefixes), 1)
-    return float(said_NTV.gather(-1, targets_NT[:, :, None]).mean())
+    row = Encoded(ids=tuple(prompt), scored=(False,) * len(prompt), answer=tuple(answer))
+    if frozen.kind == "causal":
+        scored = (*row.scored, *[True] * len(answer))
+        row = Encoded(ids=(*prompt, *answer), scored=scored)
+    batch = collate([row] * len(prefixes), fill_token(frozen.tokenizer)).to(frozen.device)
+    with torch.inference_mode():
+        return float(row_log_probabilities(frozen, batch, list(prefixes)).mean()) / len(answer)
 
 
 class _Averaged(LogitsProcessor):
@@ -152,7 +171,7 @@ class _Averaged(LogitsProcessor):
 def _asked(
     frozen: FrozenModel,
     prompts: Sequence[Sequence[int]],
-    members: Sequence[KVPrefix],
+    members: Sequence[VirtualTokens],
     decoding: Decoding,
     batch_size: int,
     advance: Advance,
@@ -176,7 +195,7 @@ def _elected(
     frozen: FrozenModel,
     prompt: Sequence[int],
     cast: Sequence[list[int]],
-    members: Sequence[KVPrefix],
+    members: Sequence[VirtualTokens],
     decoding: Decoding,
     text: Text,
 ) -> list[int]:
@@ -197,9 +216,9 @@ def _ended(frozen: FrozenModel, ids: Sequence[int], decoding: Decoding) -> list[
     return [*ids] if eos is None or len(ids) >= decoding.max_new_tokens else [*ids, int(eos)]
 
 
-def _lowered(frozen: FrozenModel, prefixes: Sequence[VirtualTokens]) -> list[KVPrefix]:
+def _carried(frozen: FrozenModel, prefixes: Sequence[VirtualTokens]) -> list[VirtualTokens]:
     with torch.no_grad():
-        return [frozen.lower(tokens) for tokens in prefixes]
+        return [frozen.carried(tokens) for tokens in prefixes]
 
 
 def _check(prefixes: Sequence[VirtualTokens], mean: str, known: Sequence[str]) -> None:

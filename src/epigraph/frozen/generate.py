@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from epigraph.contract import Decoding
 from epigraph.frozen.inputs import fill_token, pad
 from epigraph.frozen.model import FrozenModel
-from epigraph.virtual import KVPrefix, VirtualTokens
+from epigraph.virtual import VirtualTokens
 
 Advance = Callable[[int], None]
 
@@ -36,12 +36,12 @@ def generate(
     length, and neighbours of one length stay neighbours; ``advance`` is told how many are done. ``processor`` changes
     the logits of every step; ``options`` go to transformers' ``GenerationConfig`` (sampling, say).
     """
-    prefixes = _lowered(frozen, prefixes)
+    prefixes = _carried(frozen, prefixes)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        rows = prefixes if prefixes is None or isinstance(prefixes, KVPrefix) else [prefixes[i] for i in numbers]
+        rows = prefixes if prefixes is None or isinstance(prefixes, VirtualTokens) else [prefixes[i] for i in numbers]
         config = _generation_config(frozen, decoding, options)
         for number, new in zip(
             numbers, _batch(frozen, [prompts[i] for i in numbers], rows, config, processor), strict=True
@@ -51,34 +51,36 @@ def generate(
     return answers
 
 
-def _lowered(
+def _carried(
     frozen: FrozenModel, tokens: VirtualTokens | Sequence[VirtualTokens | None] | None
-) -> KVPrefix | Sequence[KVPrefix | None] | None:
-    """Soft prompts as keys and values, each once and not once a batch; the same prompt stays the same prefix."""
+) -> VirtualTokens | Sequence[VirtualTokens | None] | None:
+    """Soft prompts in front as keys and values, each once and not once a batch; the same one stays the same prefix."""
     with torch.no_grad():
         if tokens is None or isinstance(tokens, VirtualTokens):
-            return None if tokens is None else frozen.lower(tokens)
-        distinct = {id(one): frozen.lower(one) for one in tokens if one is not None}
+            return None if tokens is None else frozen.carried(tokens)
+        distinct = {id(one): frozen.carried(one) for one in tokens if one is not None}
     return [None if one is None else distinct[id(one)] for one in tokens]
 
 
 def _batch(
     frozen: FrozenModel,
     prompts: Sequence[Sequence[int]],
-    prefixes: KVPrefix | Sequence[KVPrefix | None] | None,
+    prefixes: VirtualTokens | Sequence[VirtualTokens | None] | None,
     config: GenerationConfig,
     processor: LogitsProcessor | None,
 ) -> list[list[int]]:
-    ids, mask = (x.to(frozen.device) for x in pad(prompts, fill_token(frozen.tokenizer), left=True))
+    goes_on = frozen.kind == "causal"
+    ids, mask = (x.to(frozen.device) for x in pad(prompts, fill_token(frozen.tokenizer), left=goes_on))
     stops = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     with torch.inference_mode():
         copies = max(config.num_beams, config.num_return_sequences or 1)
         processors = LogitsProcessorList([] if processor is None else [processor])
-        with frozen.bind(prefixes, copies=copies):
+        with frozen.bind(prefixes, copies=copies, sources=[len(prompt) for prompt in prompts]):
             out = frozen.model.generate(
                 input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
             )
-    return [_until(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+    start = ids.shape[1] if goes_on else len(frozen.decoder_start)
+    return [_until(row, stops) for row in out[:, start:].tolist()]
 
 
 def _generation_config(frozen: FrozenModel, decoding: Decoding, options: dict[str, Any]) -> GenerationConfig:
@@ -91,6 +93,9 @@ def _generation_config(frozen: FrozenModel, decoding: Decoding, options: dict[st
         "eos_token_id": eos,
         "pad_token_id": fill_token(frozen.tokenizer),
     }
+    if frozen.kind == "encoder-decoder":
+        settings["decoder_start_token_id"], *forced = frozen.decoder_start
+        settings |= {"forced_bos_token_id": forced[0], "max_new_tokens": decoding.max_new_tokens + 1} if forced else {}
     if decoding.num_beams > 1:
         settings["length_penalty"] = decoding.length_penalty
     return GenerationConfig(**{**settings, **options})

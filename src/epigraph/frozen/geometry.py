@@ -5,8 +5,10 @@ Knows the conditions under which a model can take virtual keys and values; refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -14,48 +16,119 @@ from transformers import PreTrainedModel
 
 from epigraph.errors import LostBinding, UnsupportedModel
 from epigraph.frozen.attention import ARGUMENT, Call, Run, Slot, seam_name
-from epigraph.virtual import Geometry, LayerGeometry, PositionKind
+from epigraph.virtual import Geometry, LayerGeometry, PositionKind, Site
+
+# causal: a decoder of its own; masked: an encoder with a language-modelling head; encoder: one without.
+Kind = Literal["causal", "encoder-decoder", "masked", "encoder"]
 
 
-def survey(model: PreTrainedModel) -> tuple[Geometry, dict[nn.Module, Slot]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What was found: the geometry, the place of each attention module, the kind of the model, and how its positions
+    can be given: ``position_offset`` is the number of the first position, None where none can be given."""
+
+    geometry: Geometry
+    slots: Mapping[nn.Module, Slot]
+    kind: Kind
+    position_offset: int | None
+
+
+def survey(model: PreTrainedModel) -> Survey:
     """The model's geometry, and the place of each of its attention modules.
 
-    Raises :class:`UnsupportedModel` with the reason where virtual keys and values could not be exact.
+    Layers that share one attention module leave the geometry without sites: such a model takes embeddings only.
+    Raises :class:`UnsupportedModel` with the reason where virtual tokens could not be exact.
     """
     _refuse_by_config(model)
     seen = _look(model)
-    num_layers = model.config.get_text_config().num_hidden_layers
-    if len(seen) != num_layers:
-        raise UnsupportedModel(
-            f"{type(model).__name__} has {num_layers} layers, but {len(seen)} attention modules ran; models that share "
-            "attention modules between layers or mix attention with recurrent state cannot take a prefix"
-        )
-    slots, layers = {}, []
-    for number, (module, call) in enumerate(seen.items()):
-        _refuse_by_look(model, call)
-        slots[module] = Slot(site="decoder.self", layer=number, window=call.window)
+    kind = _kind(model, seen)
+    if kind in ("causal", "encoder-decoder") and model.get_output_embeddings() is None:
+        _refuse(model, "it has no language-modelling head")
+    slots: dict[nn.Module, Slot] = {}
+    sites: dict[Site, list[LayerGeometry]] = {}
+    inner = {*_encoder(model).modules()} if kind == "encoder-decoder" else set()
+    for module, call in seen.items():
+        site = _site(kind, module in inner, call)
+        layers = sites.setdefault(site, [])
+        _refuse_by_look(model, site, call)
+        slots[module] = Slot(site=site, layer=len(layers), window=call.window)
         _, num_kv_heads, _, head_dim = call.key.shape
         layers.append(LayerGeometry(num_kv_heads=num_kv_heads, head_dim=head_dim, window=call.window))
-    kind, max_positions = _positions(model)
+    if not _all_seen(model, kind, sites):
+        sites = {}
+    position_kind, max_positions = _positions(model)
     geometry = Geometry(
-        sites={"decoder.self": tuple(layers)},
+        sites={site: tuple(layers) for site, layers in sorted(sites.items())},
         embedding_dim=_embedding_dim(model),
-        position_kind=kind,
+        position_kind=position_kind,
         max_positions=max_positions,
     )
-    return geometry, slots
+    offset = _padding_offset(model) if "position_ids" in inspect.signature(model.forward).parameters else None
+    return Survey(geometry=geometry, slots=slots, kind=kind, position_offset=offset)
+
+
+def _kind(model: PreTrainedModel, seen: Mapping[nn.Module, Call]) -> Kind:
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    if not seen:
+        _refuse(model, "its attention is not registered, 0 attention modules ran")
+    if next(iter(seen.values())).causal:
+        return "causal"
+    return "encoder" if model.get_output_embeddings() is None else "masked"
+
+
+def _site(kind: Kind, is_in_encoder: bool, call: Call) -> Site:
+    if kind in ("masked", "encoder") or is_in_encoder:
+        return "encoder.self"
+    return "decoder.cross" if kind == "encoder-decoder" and call.key.shape[2] != call.num_queries else "decoder.self"
+
+
+def _all_seen(model: PreTrainedModel, kind: Kind, sites: Mapping[Site, Sequence[LayerGeometry]]) -> bool:
+    """Whether every layer's attention ran, as a module of its own; encoders that share them take embeddings still."""
+    config = model.config.get_text_config()
+    num_layers = config.num_hidden_layers
+    want: dict[Site, int] = {"decoder.self": num_layers}
+    if kind == "encoder-decoder":
+        num_decoder_layers = getattr(config, "num_decoder_layers", None) or getattr(
+            config, "decoder_layers", num_layers
+        )
+        want = {"encoder.self": num_layers, "decoder.self": num_decoder_layers, "decoder.cross": num_decoder_layers}
+    elif kind != "causal":
+        want = {"encoder.self": num_layers}
+    ran = {site: len(layers) for site, layers in sites.items()}
+    if ran == want:
+        return True
+    if kind in ("masked", "encoder"):
+        return False
+    raise UnsupportedModel(
+        f"{type(model).__name__} has {sum(want.values())} layers, but {sum(ran.values())} attention modules ran; "
+        "models that share attention modules between layers or mix attention with recurrent state cannot take a prefix"
+    )
+
+
+def _encoder(model: PreTrainedModel) -> nn.Module:
+    encoder: nn.Module = model.get_encoder()
+    return encoder
+
+
+def text_embeddings(model: PreTrainedModel) -> nn.Module:
+    """What turns the ids of a source into embeddings: the encoder's, where there is one, with its own scale."""
+    reader = _encoder(model) if model.config.is_encoder_decoder else model
+    embeddings: nn.Module = reader.get_input_embeddings()  # type: ignore[operator]
+    return embeddings
 
 
 def _look(model: PreTrainedModel) -> dict[nn.Module, Call]:
     seen: dict[nn.Module, Call] = {}
     run = Run(slots={}, seen=seen)
-    ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    probe: dict[str, Any] = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "use_cache": False,
-        ARGUMENT: run,
-    }
+    ids = torch.full((1, 2), 3, dtype=torch.long, device=model.device)
+    probe: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), ARGUMENT: run}
+    if model.config.is_encoder_decoder:
+        # Other lengths in encoder and decoder: what reads across is known by them.
+        probe |= {"input_ids": ids.new_full((1, 3), 3), "decoder_input_ids": ids, "use_cache": False}
+        probe["attention_mask"] = torch.ones_like(probe["input_ids"])
+    elif "use_cache" in inspect.signature(model.forward).parameters:
+        probe["use_cache"] = False
     try:
         with torch.no_grad():
             model(**probe)
@@ -76,28 +149,28 @@ def _refuse_by_config(model: PreTrainedModel) -> None:
     reasons = {
         "its positions depend on the length of the text (dynamic or long rotary scaling)": rotations
         & {"dynamic", "longrope"},
-        "it is an encoder-decoder, and its three sites are not built yet": getattr(config, "is_encoder_decoder", False),
-        "it has cross-attention": getattr(config, "add_cross_attention", False),
+        "it has cross-attention": getattr(config, "add_cross_attention", False)
+        and not getattr(config, "is_encoder_decoder", False),
         "some of its layers share the keys and values of others": getattr(config, "num_kv_shared_layers", 0),
         "it attends in chunks": "chunked_attention" in (getattr(config, "layer_types", None) or ()),
-        "it has no language-modelling head": model.get_output_embeddings() is None,
     }
     for reason, holds in reasons.items():
         if holds:
-            raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+            _refuse(model, reason)
 
 
-def _refuse_by_look(model: PreTrainedModel, call: Call) -> None:
-    reason = None
-    if not call.causal:
-        reason = "its attention is not causal, a token sees what follows it"
-    elif call.key.shape != call.value.shape:
-        reason = f"its keys are {call.key.shape[-1]} wide, its values {call.value.shape[-1]}"
-    elif call.capped and model.config._attn_implementation == seam_name("sdpa"):
+def _refuse(model: PreTrainedModel, reason: str) -> NoReturn:
+    raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+
+
+def _refuse_by_look(model: PreTrainedModel, site: Site, call: Call) -> None:
+    if call.causal != (site == "decoder.self"):
+        _refuse(model, f"its attention at {site} is {'' if call.causal else 'not '}causal")
+    if call.key.shape != call.value.shape:
+        _refuse(model, f"its keys are {call.key.shape[-1]} wide, its values {call.value.shape[-1]}")
+    if call.capped and model.config._attn_implementation == seam_name("sdpa"):
         # transformers up to 5.19 lets Gemma 2 attend by sdpa, which drops the cap and says nothing.
-        reason = "sdpa leaves out the cap on its attention scores, use attention_name='eager'"
-    if reason is not None:
-        raise UnsupportedModel(f"{type(model).__name__} cannot take a prefix: {reason}")
+        _refuse(model, "sdpa leaves out the cap on its attention scores, use attention_name='eager'")
 
 
 def _tables(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -108,14 +181,30 @@ def _tables(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _embedding_dim(model: PreTrainedModel) -> int:
     # Asked of the module itself: some families scale or project after the lookup.
     with torch.no_grad():
-        return int(model.get_input_embeddings()(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1])
+        return int(text_embeddings(model)(torch.zeros(1, dtype=torch.long, device=model.device)).shape[-1])
 
 
 def _positions(model: PreTrainedModel) -> tuple[PositionKind, int | None]:
+    config = model.config.get_text_config()
     if any("RotaryEmbedding" in type(module).__name__ for module in model.modules()):
         return "rotary", None
-    length = model.config.get_text_config().max_position_embeddings
-    tables = [x for x in model.modules() if isinstance(x, nn.Embedding) and x is not model.get_input_embeddings()]
-    if any(table.num_embeddings >= length for table in tables):
-        return "absolute", length
+    if getattr(config, "relative_attention_num_buckets", None):
+        return "relative", None
+    length = getattr(config, "max_position_embeddings", None)
+    if length is not None and _position_tables(model):
+        return "absolute", length - _padding_offset(model)
     raise UnsupportedModel(f"{type(model).__name__} numbers its positions in a way that is neither rotary nor a table")
+
+
+def _position_tables(model: PreTrainedModel) -> list[nn.Embedding]:
+    length = model.config.get_text_config().max_position_embeddings
+    words = {id(x.weight) for x in (model.get_input_embeddings(), text_embeddings(model))}
+    found = [x for x in model.modules() if isinstance(x, nn.Embedding) and id(x.weight) not in words]
+    return [x for x in found if x.num_embeddings >= length]
+
+
+def _padding_offset(model: PreTrainedModel) -> int:
+    """RoBERTa's positions begin behind the padding token's id; elsewhere at 0."""
+    if not getattr(model.config.get_text_config(), "max_position_embeddings", None):
+        return 0
+    return max((x.padding_idx + 1 for x in _position_tables(model) if x.padding_idx is not None), default=0)

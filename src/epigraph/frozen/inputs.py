@@ -7,23 +7,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from epigraph.contract import TextContract
+from epigraph.contract import Mask, Slots, TextContract
 from epigraph.errors import BadValue
+from epigraph.frozen.filling import Filler, Part
+
+# Virtual token j of a placed prompt is the id FIRST_SLOT + j, which no vocabulary reaches and no text can spell.
+FIRST_SLOT = 1 << 30
+# What an encoder-decoder that was trained on missing spans reads in the place of the first one.
+SENTINEL = "<extra_id_0>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
-    """One row of token ids; ``scored[t]`` says whether the loss counts token t. ``truncated``: words were cut off."""
+    """One row of token ids.
+
+    ``scored[t]``: the loss counts token t of a continuation; in other layouts, the answer is read at token t (a mask,
+    the first token of a word to tag). ``answer``: what is to be said or chosen, where that is not in ``ids`` itself:
+    the ids of a target, or the numbers of labels. ``truncated``: words were cut off.
+    """
 
     ids: tuple[int, ...]
     scored: tuple[bool, ...]
     truncated: bool = False
+    answer: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,46 +47,72 @@ class Message:
 
 
 class Codec:
-    """A tokenizer under a text contract."""
+    """A tokenizer under a text contract; docs/templates.md says for every layout which ids it makes."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: TextContract) -> None:
         self.tokenizer = tokenizer
         self.contract = contract
-        if contract.eos and tokenizer.eos_token_id is None:
+        self._filler = Filler(tokenizer, contract)
+        self._says = contract.layout in ("continuation", "answer", "cloze")
+        self._ends = contract.eos and contract.layout in ("continuation", "answer")
+        if self._ends and tokenizer.eos_token_id is None:
             raise BadValue("the contract ends targets with the tokenizer's end token, but it has none; set eos = false")
         if contract.is_chat and chat_template_hash(tokenizer) != contract.chat_template_hash:
             raise BadValue(
                 "the tokenizer's chat template is not the one the contract was made with "
                 f"(got {chat_template_hash(tokenizer)[:12]}, expected {str(contract.chat_template_hash)[:12]})"
             )
+        self._mask = self._mask_id() if contract.has_mask and contract.layout != "continuation" else None
+        self._label_of = self._label_words() if self._says else {}
 
     def source(self, fields: Mapping[str, str]) -> Encoded:
-        """The ids of a filled input template, its longest field shortened until they fit ``max_source_tokens``."""
-        try:
-            text = self.contract.source_text(fields)
-        except KeyError as missing:
-            raise BadValue(
-                f"the input template asks for the field {missing}, the row has {', '.join(fields) or 'none'}; "
-                "use an artifact or a template that was made for such rows"
-            ) from None
-        ids = self._ids(text)
-        limit = self.contract.max_source_tokens - self.contract.bos
-        truncated = len(ids) > limit
-        if truncated:
-            ids = self._shortened(fields, limit)
-        start = [self._bos()] if self.contract.bos else []
-        return Encoded(ids=(*start, *ids), scored=(False,) * (len(start) + len(ids)), truncated=truncated)
+        """What is read when a row is asked, its longest field shortened until ``max_source_tokens`` hold the text.
+
+        Neither virtual tokens nor masks count there. A cloze has one mask. Raises :class:`BadValue`.
+        """
+        return self._source(fields, num_masks=1)
 
     def pair(self, fields: Mapping[str, str], target: str) -> Encoded:
-        """Source and target, tokenised apart and joined; the target and its end token are scored."""
-        source = self.source(fields)
-        ids = self._ids(self.contract.target_text(target))
-        limit = self.contract.max_target_tokens - self.contract.eos
-        truncated = source.truncated or len(ids) > limit
-        ids = ids[:limit]
-        if self.contract.eos:
-            ids = [*ids, int(self.tokenizer.eos_token_id)]
-        return Encoded(ids=(*source.ids, *ids), scored=(*source.scored, *[True] * len(ids)), truncated=truncated)
+        """What is read, with the answer that is to be given; a label where the contract has labels.
+
+        A continuation has the target and its end token behind the source, scored; the other layouts have it in
+        ``answer``. Raises :class:`BadValue` for what is no label, and for tags that are not as many as the words.
+        """
+        match self.contract.layout:
+            case "tags":
+                return self._tagged(fields, target.split())
+            case "label":
+                return replace(self.source(fields), answer=(self._number(target),))
+        ids, is_cut = self._target(target)
+        if self.contract.layout == "cloze":
+            made = self.cloze(fields, ids)
+        elif self.contract.layout == "answer":
+            made = replace(self.source(fields), answer=tuple(ids))
+        else:
+            source = self.source(fields)
+            made = replace(source, ids=(*source.ids, *ids), scored=(*source.scored, *[True] * len(ids)))
+        return replace(made, truncated=made.truncated or is_cut)
+
+    def cloze(self, fields: Mapping[str, str], answer: str | Sequence[int]) -> Encoded:
+        """The source with as many masks, scored, as ``answer`` has ids: a candidate's text, or its ids."""
+        assert self.contract.layout == "cloze"
+        ids = self.candidate(answer) if isinstance(answer, str) else tuple(answer)
+        if not ids:
+            raise BadValue(f"the answer {answer!r} has no tokens to say at the mask; give it words")
+        return replace(self._source(fields, num_masks=len(ids)), answer=ids)
+
+    def candidate(self, text: str) -> tuple[int, ...]:
+        """The ids of an answer as it would be said, without the end token: of a label's word where there are labels.
+
+        Raises :class:`BadValue` for what is no label, has no tokens, or more than ``max_target_tokens``.
+        """
+        ids, most = self._filler.target(self._spoken(text)), self.contract.max_target_tokens - self._ends
+        if not 0 < len(ids) <= most:
+            raise BadValue(
+                f"the answer {text[:80]!r} has {len(ids)} tokens, expected 1 to {most}; "
+                "give it words, or raise max_target_tokens"
+            )
+        return tuple(ids)
 
     def chat(self, turns: Sequence[Message]) -> Encoded:
         """A conversation under the chat template; assistant turns are scored, each tokenised apart as in serving."""
@@ -87,7 +125,7 @@ class Codec:
             asked = self._rendered(turns[:number], ask=True)
             answered = self._rendered(turns[: number + 1], ask=False)
             for text, counts in ((self._rest(asked, done), False), (self._rest(answered, asked), True)):
-                new = self._ids(text)
+                new = self._filler.ids(text)
                 ids += new
                 scored += [counts] * len(new)
             done = answered
@@ -102,47 +140,107 @@ class Codec:
             if turn.role == "assistant":
                 asked = self._rendered(turns[:number], ask=True)
                 answered = self._rendered(turns[: number + 1], ask=False)
-                ids += self._ids(self._rest(asked, done)) + self._ids(self._rest(answered, asked))
+                ids += self._filler.ids(self._rest(asked, done)) + self._filler.ids(self._rest(answered, asked))
                 done = answered
-        ids += self._ids(self._rest(self._rendered(turns, ask=True), done))
+        ids += self._filler.ids(self._rest(self._rendered(turns, ask=True), done))
         limit = self.contract.max_source_tokens
         return Encoded(ids=tuple(ids[-limit:]), scored=(False,) * min(len(ids), limit), truncated=len(ids) > limit)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Generated ids as text: special tokens dropped, cut at the first stop string, outer blanks stripped."""
+        """Generated ids as text: special tokens dropped, cut at the first stop string, outer blanks stripped.
+
+        The word of a label is given as the label; with labels, any other text is an illegal answer, given as it is.
+        """
+        text = self._text(ids)
+        return self._label_of.get(text, text)
+
+    def _text(self, ids: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         for stop in self.contract.stop:
             text = text.split(stop, 1)[0]
         return text.strip()
 
-    def _ids(self, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as wrong:
+    def _source(self, fields: Mapping[str, str], *, num_masks: int) -> Encoded:
+        start, end = self._edges()
+        limit = self.contract.max_source_tokens - len(start) - len(end)
+        parts, truncated = self._filler.source(fields, limit)
+        laid = [self._laid(part, num_masks) for part in parts]
+        ids = (*start, *(token for tokens, _ in laid for token in tokens), *end)
+        scored = (*[False] * len(start), *(counts for _, marks in laid for counts in marks), *[False] * len(end))
+        return Encoded(ids=ids, scored=scored, truncated=truncated)
+
+    def _laid(self, part: Part, num_masks: int) -> tuple[Sequence[int], Sequence[bool]]:
+        match part.piece:
+            case Slots(first=first, count=count):
+                return range(FIRST_SLOT + first, FIRST_SLOT + first + count), [False] * count
+            case Mask():
+                assert self._mask is not None
+                return [self._mask] * num_masks, [self.contract.layout == "cloze"] * num_masks
+            case _:
+                return part.ids, [place in part.starts for place in range(len(part.ids))]
+
+    def _target(self, target: str) -> tuple[list[int], bool]:
+        """The ids that are said, with the end token if the contract has it, and whether they were cut."""
+        ids = self._filler.target(self._spoken(target))
+        limit = self.contract.max_target_tokens - self._ends
+        end = [int(self.tokenizer.eos_token_id)] if self._ends else []
+        return ids[:limit] + end, len(ids) > limit
+
+    def _tagged(self, fields: Mapping[str, str], tags: Sequence[str]) -> Encoded:
+        source = self.source(fields)
+        num_words = len(fields["source"].split())
+        if len(tags) != num_words:
+            raise BadValue(f"{len(tags)} tags for {num_words} words; a row needs one tag a word, with blanks between")
+        return replace(source, answer=tuple(self._number(tag) for tag in tags)[: sum(source.scored)])
+
+    def _number(self, label: str) -> int:
+        if label not in self.contract.labels:
+            some = ", ".join(repr(x) for x in self.contract.labels[:20])
+            raise BadValue(f"the target {label[:80]!r} is no label, expected one of {some}; see labels")
+        return self.contract.labels.index(label)
+
+    def _spoken(self, target: str) -> str:
+        if not self.contract.labels:
+            return target
+        return (self.contract.label_words or self.contract.labels)[self._number(target)]
+
+    def _label_words(self) -> dict[str, str]:
+        """From what the ids of a label's word read as to the label."""
+        found: dict[str, str] = {}
+        for label in self.contract.labels:
+            text = self._text(self.candidate(label))
+            if text in found:
+                raise BadValue(f"the labels {found[text]!r} and {label!r} are the same tokens; give other label_words")
+            found[text] = label
+        return found
+
+    def _edges(self) -> tuple[list[int], list[int]]:
+        """The tokens before and behind the source: a BERT calls them its class and separator tokens."""
+        names, start, end = self.tokenizer, list[int](), list[int]()
+        if self.contract.bos:
+            token = names.cls_token_id if names.bos_token_id is None else names.bos_token_id
+            if token is None:
+                raise BadValue("the contract starts with the tokenizer's start token, but it has none; set bos = false")
+            start = [int(token)]
+        if self.contract.ends_source:
+            token = names.sep_token_id if names.eos_token_id is None else names.eos_token_id
+            if token is None:
+                raise BadValue(
+                    "the contract ends sources with an end token, but there is none; set ends_source = false"
+                )
+            end = [int(token)]
+        return start, end
+
+    def _mask_id(self) -> int:
+        if self.contract.layout == "answer":
+            sentinel = self.tokenizer.get_vocab().get(SENTINEL)
+            if sentinel is not None:
+                return int(sentinel)
+        if self.tokenizer.mask_token_id is None:
             raise BadValue(
-                f"the text is not valid Unicode: half a character at place {wrong.start + 1}; give UTF-8 text"
-            ) from None
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-        return ids
-
-    def _bos(self) -> int:
-        if self.tokenizer.bos_token_id is None:
-            raise BadValue("the contract starts with the tokenizer's start token, but it has none; set bos = false")
-        return int(self.tokenizer.bos_token_id)
-
-    def _shortened(self, fields: Mapping[str, str], limit: int) -> list[int]:
-        longest = max(fields, key=lambda name: len(fields[name]))
-        low, high, best = 0, len(fields[longest]), list[int]()
-        while low <= high:
-            middle = (low + high) // 2
-            ids = self._ids(self.contract.source_text({**fields, longest: fields[longest][:middle]}))
-            if len(ids) <= limit:
-                low, best = middle + 1, ids
-            else:
-                high = middle - 1
-        if not best:
-            raise BadValue(f"max_source_tokens is {limit}: the input template alone is longer; raise it")
-        return best
+                "input_template has [MASK], but the tokenizer has no mask token; use another layout or model"
+            )
+        return int(self.tokenizer.mask_token_id)
 
     def _rendered(self, turns: Sequence[Message], *, ask: bool) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from epigraph.errors import BadValue, UnsupportedModel
@@ -14,19 +26,35 @@ from epigraph.frozen.convert import load_gguf
 from epigraph.frozen.resolve import Checkpoint
 
 
-def load_causal(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The causal model and tokenizer of a checkpoint; raises :class:`UnsupportedModel` where there is none."""
+def load(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint, as what it was saved as: with the head that its weights are for.
+
+    Raises :class:`UnsupportedModel` where there is none.
+    """
     try:
         with quiet():
             if found.gguf_file:
                 return load_gguf(found.folder / found.gguf_file, dtype)
             # Code that comes with a checkpoint is not run, whatever transformers' default is one day.
             tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(found.folder, dtype=dtype, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+            model = _auto_class(config).from_pretrained(found.folder, dtype=dtype, trust_remote_code=False)
             return model, tokenizer
     except (OSError, ValueError, KeyError, RuntimeError) as wrong:
         first = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
-        raise UnsupportedModel(f"{found.name} could not be loaded as a causal language model: {first}") from wrong
+        raise UnsupportedModel(f"{found.name} could not be loaded as a language model: {first}") from wrong
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """Which head a checkpoint has: a head that it was not saved with would be random numbers."""
+    saved_as = (config.architectures or [""])[0]
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    # BERT's and ALBERT's pre-training checkpoints have a language-modelling head; ELECTRA's have another one.
+    if saved_as.endswith("ForMaskedLM") or saved_as in ("BertForPreTraining", "AlbertForPreTraining"):
+        return AutoModelForMaskedLM
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    return AutoModel if is_encoder and not saved_as.endswith(("ForCausalLM", "LMHeadModel")) else AutoModelForCausalLM
 
 
 def usable_device(name: str | torch.device) -> torch.device:
@@ -38,6 +66,17 @@ def usable_device(name: str | torch.device) -> torch.device:
         why = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
         raise BadValue(f"device is {str(name)!r}, which torch cannot use here: {why}; try cpu") from wrong
     return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself. A CPU that does not takes up to a hundred times as long in it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # A part of torch that is not promised: without it, the answer that is never slow.
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(told.get("avx512_bf16") or told.get("amx_bf16") or told.get("bf16"))
 
 
 @contextmanager

@@ -6,7 +6,8 @@ all that later text can see of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from transformers import PreTrainedModel
 
 from epigraph.errors import CannotLower
 from epigraph.frozen.attention import ARGUMENT, Call, Run, Slot
-from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site
+from epigraph.frozen.geometry import Kind
+from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site, SoftPrompt
 
 
 def lowered(
@@ -30,21 +32,58 @@ def lowered(
     mask = torch.ones(embeddings_1PE.shape[:2], dtype=torch.long, device=model.device)
     # Without the head: what is wanted is what the layers saw.
     model.base_model(inputs_embeds=embeddings_1PE, attention_mask=mask, use_cache=False, **{ARGUMENT: run})
+    return KVPrefix(sites=_kept(seen, slots, geometry), text_start=len(embeddings_PE), visibility="window")
+
+
+def read_alone(
+    model: PreTrainedModel, slots: Mapping[nn.Module, Slot], geometry: Geometry, ids: Sequence[int]
+) -> KVPrefix:
+    """The keys and values that every site has of a text on its own, ``text_start`` 0; a decoder reads it as its own.
+
+    Raises :class:`SharedLayers` where layers have none of their own.
+    """
+    geometry.only(())
+    seen: dict[nn.Module, Call] = {}
+    text = torch.tensor([list(ids)], device=model.device)
+    given: dict[str, Any] = {"input_ids": text, "attention_mask": torch.ones_like(text)}
+    if model.config.is_encoder_decoder:
+        given |= {"decoder_input_ids": text, "use_cache": False}
+    model(**given, **{ARGUMENT: Run(slots=slots, seen=seen)})
+    return KVPrefix(sites=_kept(seen, slots, geometry), text_start=0)
+
+
+def _kept(
+    seen: Mapping[nn.Module, Call], slots: Mapping[nn.Module, Slot], geometry: Geometry
+) -> dict[Site, tuple[LayerKV | None, ...]]:
     sites: dict[Site, list[LayerKV | None]] = {site: [None] * len(x) for site, x in geometry.sites.items()}
     for module, call in seen.items():
         slot = slots[module]
         k, v = (x[0].transpose(0, 1).float() for x in (call.key, call.value))
         sites[slot.site][slot.layer] = LayerKV(keys_PKH=k, values_PKH=v)
-    layers = {site: tuple(x) for site, x in sites.items()}
-    return KVPrefix(sites=layers, text_start=len(embeddings_PE), visibility="window")
+    return {site: tuple(x) for site, x in sites.items()}
 
 
-def refuse_lowering(model: PreTrainedModel) -> None:
-    """Raise :class:`CannotLower` where a soft prompt in front is not exactly some keys and values.
+def refuse_lowering(model: PreTrainedModel, kind: Kind, prompt: SoftPrompt) -> None:
+    """Raise :class:`CannotLower` where a soft prompt is not exactly some keys and values in front.
 
-    What :func:`survey` lets pass is causal, attends in every layer, and has positions that do not depend on the length
-    of the text; what is left is layers that look at the ids of tokens.
+    What :func:`survey` lets pass attends in every layer, and has positions that do not depend on the length of the
+    text. Left are prompts that are not in front, models that read both ways, and layers that look at ids of tokens.
     """
+    if prompt.placed:
+        raise CannotLower(
+            "the virtual tokens stand in the text's template, so that they change with the text before them; "
+            "they are used as embeddings"
+        )
+    if kind != "causal":
+        raise CannotLower(
+            f"{type(model).__name__} reads both ways, so that virtual tokens in front change with the text behind; "
+            "give them slots in the input template, as method prompt-tuning does by itself"
+        )
+    refuse_placing(model)
+
+
+def refuse_placing(model: PreTrainedModel) -> None:
+    """Raise :class:`CannotLower` where embeddings alone are not all that a token is to the layers."""
     if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
         raise CannotLower(
             f"{type(model).__name__} gives its layers embeddings of token ids, and virtual tokens have no ids; "

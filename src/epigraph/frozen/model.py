@@ -9,13 +9,11 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -24,16 +22,18 @@ from epigraph.errors import (
     BadValue,
     BatchMismatch,
     LostBinding,
-    ReentrantCheckpointing,
     TextTooLong,
 )
 from epigraph.frozen import attention
-from epigraph.frozen.attention import ARGUMENT, Rows, Run
+from epigraph.frozen.attention import ARGUMENT, Run
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
-from epigraph.frozen.geometry import survey
-from epigraph.frozen.loading import load_causal, usable_device
-from epigraph.frozen.lower import lowered, refuse_lowering
-from epigraph.frozen.resolve import Checkpoint, resolve
+from epigraph.frozen.geometry import survey, text_embeddings
+from epigraph.frozen.loading import load, usable_device
+from epigraph.frozen.lower import lowered, read_alone, refuse_lowering, refuse_placing
+from epigraph.frozen.placed import check_slots, filled, has_slots, past_length, refuse_slots, text_positions
+from epigraph.frozen.recompute import recompute, refuse_reentrant
+from epigraph.frozen.resolve import Checkpoint, public_name, resolve
+from epigraph.frozen.rows import Rows, rows_for
 from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
 # What is bound in this thread or task, by model; a forward reads it once, on entry, and carries it from there.
@@ -43,7 +43,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class FrozenModel:
-    """A causal language model, frozen, in eval mode, whose attention takes virtual keys and values.
+    """A language model, frozen, in eval mode, whose attention takes virtual keys and values.
+
+    ``kind`` is causal, encoder-decoder, masked (an encoder with a language-modelling head) or encoder (without one).
 
     ``model`` and ``tokenizer`` are the ordinary transformers objects; every use of ``model`` (forward, ``generate``)
     inside :meth:`bind` carries the bound prefixes, and none does outside.
@@ -69,12 +71,18 @@ class FrozenModel:
         self.name = name or model.config.name_or_path or type(model).__name__
         self._checkpoint = checkpoint_on_disk
         attention.install(model, attention_name)
-        self.geometry, self._slots = survey(model)
+        found = survey(model)
+        self.geometry, self.kind, self._slots = found.geometry, found.kind, found.slots
+        self._position_offset = found.position_offset
         # Every binding in force, whichever thread made it.
         self._bindings: list[Rows] = []
-        self._signature = inspect.signature(model.forward)
         self._layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
-        model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._text_embeddings = text_embeddings(model)
+        # generate() calls an encoder alone, and so do heads. Other parts of a model are not ways in.
+        ways_in = {"encoder-decoder": [model.get_encoder()], "causal": []}.get(self.kind, [model.base_model])
+        self._signatures = {x: inspect.signature(x.forward) for x in (model, *ways_in)}
+        for module in self._signatures:
+            module.register_forward_pre_hook(self._enter, with_kwargs=True)
 
     @classmethod
     def load(
@@ -85,7 +93,7 @@ class FrozenModel:
             raise BadValue(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
         where = usable_device(device)
         found = resolve(name)
-        model, tokenizer = load_causal(found, DTYPES[dtype])
+        model, tokenizer = load(found, DTYPES[dtype])
         model.to(where)  # type: ignore[arg-type]
         shown = public_name(found.name)
         return cls(model, tokenizer, name=shown, attention_name=attention_name, checkpoint_on_disk=found)
@@ -118,19 +126,27 @@ class FrozenModel:
         return sum(x.numel() * x.element_size() for x in self.model.parameters())
 
     @contextmanager
-    def bind(self, prefix: VirtualTokens | Sequence[VirtualTokens | None] | None, *, copies: int = 1) -> Iterator[None]:
+    def bind(
+        self,
+        prefix: VirtualTokens | Sequence[VirtualTokens | None] | None,
+        *,
+        copies: int = 1,
+        sources: Sequence[int] | None = None,
+    ) -> Iterator[None]:
         """Let every forward of the model in this block, and in this thread, carry ``prefix``.
 
-        Soft prompts are lowered on entry, once each, so that their tokens are computed once and not once a row.
+        Soft prompts in front are lowered on entry, once each, so that their tokens are computed once and not once a
+        row; placed ones fill the slots of the text.
 
         One prefix serves batches of any size; a sequence names one prefix (or None) for each row, ``copies`` times
         over in a row, which is how beam search lays its beams out. The text of a row starts at its own prefix's
         ``text_start``, whatever the padding and the neighbours; position ids given to the model count text tokens.
+        ``sources`` are the numbers of source tokens, one a row, for an infix, which stands behind them.
         None is the bare model, said on purpose: while another thread has something bound, a forward of a thread that
         has nothing raises :class:`LostBinding`, because a thread started inside a block does not inherit it.
         Raises :class:`GeometryMismatch`, :class:`AlreadyBound`, and inside, :class:`BatchMismatch`.
         """
-        rows = self._rows(prefix, copies)
+        rows = rows_for(prefix, self.carried, self.device, copies=copies, sources=sources)
         bound = _BOUND.get()
         if any(key == id(self) for key, _ in bound):
             raise AlreadyBound(f"{self.name} already carries prefixes here; leave the outer bind() first")
@@ -142,24 +158,6 @@ class FrozenModel:
             self._bindings.remove(rows)
             _BOUND.reset(token)
 
-    def _rows(self, prefix: VirtualTokens | Sequence[VirtualTokens | None] | None, copies: int) -> Rows:
-        if prefix is None:
-            return Rows([], None, self.device)
-        if isinstance(prefix, VirtualTokens):
-            return Rows([self.lower(prefix)], None, self.device)
-        distinct: dict[int, tuple[int, KVPrefix]] = {}
-        row_of: list[int] = []
-        for one in _several(prefix):
-            if one is None:
-                row_of += [-1] * copies
-                continue
-            if id(one) not in distinct:
-                distinct[id(one)] = (len(distinct), self.lower(one))
-            row_of += [distinct[id(one)][0]] * copies
-        if not row_of:
-            raise BatchMismatch("bind() was given no rows; give one prefix, or one a row")
-        return Rows([one for _, one in distinct.values()], row_of, self.device)
-
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if ARGUMENT in kwargs:
             return args, kwargs
@@ -169,61 +167,82 @@ class FrozenModel:
                 f"{self.name} has prefixes bound in another thread or task, and none in this one; "
                 "call bind() where the model runs, bind(None) for the bare model"
             )
+        given = self._signatures[module].bind_partial(*args, **kwargs).arguments
+        given.update(given.pop("kwargs", {}))
+        if rows is None or not rows.tokens:
+            refuse_slots(given.get("input_ids"))
         if rows is None:
             return args, {**kwargs, ARGUMENT: Run(slots=self._slots)}
-        self._refuse_reentrant()
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
-        tokens = given.get("input_ids")
-        tokens = given["inputs_embeds"] if tokens is None else tokens
-        rows.check(tokens.shape[0])
-        positions = text_positions(tokens, given) + rows.pick(rows.start_U)[:, None]
-        self._check_positions(positions)
-        run = Run(slots=self._slots, rows=rows, positions_BT=positions)
-        return (), {**given, "position_ids": positions, ARGUMENT: run}
+        refuse_reentrant(self._layers)
+        tokens = next(given[x] for x in ("input_ids", "inputs_embeds", "decoder_input_ids") if given.get(x) is not None)
+        rows = rows.for_batch(tokens.shape[0])
+        return (), self._carrying(rows, given, tokens)
 
-    def _check_positions(self, positions_BT: Tensor) -> None:
+    def _carrying(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+        """The arguments of a forward, with positions, with slots filled, and with what its attention is to carry."""
+        positions = None
+        reads_text = self.kind != "encoder-decoder" or given.get("decoder_input_ids") is not tokens
+        if reads_text and self.geometry.position_kind != "relative":
+            positions = self._positions(rows, given, tokens)
+        ids = given.get("input_ids")
+        if ids is not None and (has_slots(ids) or (reads_text and any(x is not None for x in rows.prompts))):
+            if past_length(given) == 0:
+                check_slots(rows, ids)
+            given |= {"inputs_embeds": filled(self._text_embeddings, rows, ids), "input_ids": None}
+        if positions is not None and self._position_offset is not None:
+            given["position_ids"] = positions + self._position_offset
+        return {**given, ARGUMENT: Run(slots=self._slots, rows=rows, positions_BT=positions)}
+
+    def _positions(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> Tensor:
+        """``[B, T]``, counted from each row's first real token; raises where they do not fit, or cannot be given."""
+        mask = given.get("attention_mask")
+        if self._position_offset is None and isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):
+            raise BatchMismatch(
+                f"{self.name} takes no positions and the batch is padded on the left, which would shift its text; "
+                "pad on the right"
+            )
+        positions = text_positions(tokens, given) + rows.pick(rows.start_U)[:, None]
         limit = self.geometry.max_positions
-        if limit is not None and int(positions_BT.max()) >= limit:
+        if limit is not None and int(positions.max()) >= limit:
             raise TextTooLong(
-                f"the text reaches position {int(positions_BT.max())} behind its virtual tokens, {self.name} has "
+                f"the text reaches position {int(positions.max())} behind its virtual tokens, {self.name} has "
                 f"{limit} positions; shorten the text or the prefix"
             )
-
-    def _refuse_reentrant(self) -> None:
-        if not torch.is_grad_enabled():
-            return
-        for layer in self._layers:
-            if layer.gradient_checkpointing and layer.training:
-                keywords = getattr(layer._gradient_checkpointing_func, "keywords", {})
-                if keywords.get("use_reentrant") is not False:
-                    raise ReentrantCheckpointing(
-                        "activation checkpointing is on with use_reentrant=True, which forgets the prefix; "
-                        "call FrozenModel.checkpoint_activations(), or pass use_reentrant=False"
-                    )
+        return positions
 
     def checkpoint_activations(self, on: bool = True) -> None:
         """Recompute each layer in the backward pass instead of keeping its activations (non-reentrant).
 
         Only the layers' own flags change: the model's dropout stays off.
         """
-        for layer in self._layers:
-            layer.gradient_checkpointing = on
-            vars(layer)["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
-            layer.training = on
+        recompute(self._layers, on)
+
+    @cached_property
+    def decoder_start(self) -> tuple[int, ...]:
+        """The ids that a decoder beside an encoder begins with, before the answer: one, or two where one is forced."""
+        config = self.model.generation_config
+        forced = config.forced_bos_token_id
+        start = config.decoder_start_token_id
+        return (
+            int(start if start is not None else self.model.config.bos_token_id),
+            *([] if forced is None else [forced]),
+        )
 
     def read(self, ids: Sequence[int]) -> KVPrefix:
-        """The keys and values of a text of P tokens, as a prefix that continues it (``text_start`` = P). Exact.
+        """The keys and values of a text of P tokens. (Li & Liang 2021, section 7.4.)
 
-        It carries ``window`` visibility: that is what the model itself would see. (Li & Liang 2021, section 7.4.)
+        In a causal decoder they continue it exactly (``text_start`` = P, ``window`` visibility: what the model itself
+        would see). With an encoder they are what each site has for a text of its own: real first values, and no more.
         """
         with torch.no_grad():
-            return self.lower(SoftPrompt(embeddings_PE=self.embed(ids)))
+            if self.kind == "causal":
+                return self.lower(SoftPrompt(embeddings_PE=self.embed(ids)))
+            return read_alone(self.model, self._slots, self.geometry, ids)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """``[P, E]``: the input embeddings of token ids, as the model's first layer receives them."""
+        """``[P, E]``: the input embeddings of token ids, as the layers that read the source receive them."""
         tokens = torch.tensor([list(ids)], device=self.device)
-        embeddings: Tensor = self.model.get_input_embeddings()(tokens)[0]
+        embeddings: Tensor = self._text_embeddings(tokens)[0]
         return embeddings
 
     @cached_property
@@ -243,8 +262,21 @@ class FrozenModel:
         tokens.check(self.geometry)
         if isinstance(tokens, KVPrefix):
             return tokens
-        refuse_lowering(self.model)
+        refuse_lowering(self.model, self.kind, tokens)
         return lowered(self.model, self._slots, self.geometry, tokens.embeddings_PE)
+
+    def carried(self, tokens: VirtualTokens) -> VirtualTokens:
+        """Virtual tokens as a forward carries them: lowered, or as they are where they stand at slots of the text."""
+        if isinstance(tokens, SoftPrompt) and tokens.placed:
+            tokens.check(self.geometry)
+            refuse_placing(self.model)
+            return tokens
+        return self.lower(tokens)
+
+    def hidden(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """``[B, T, D]``: what an encoder's last layer makes of a text; what a head reads."""
+        states: Tensor = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        return states
 
     @contextmanager
     def scored(self, mask_BT: Tensor) -> Iterator[None]:
@@ -261,32 +293,3 @@ class FrozenModel:
             yield
         finally:
             handle.remove()
-
-
-def public_name(name: str) -> str:
-    """What a model is called in files that travel: a folder or file loses the path to it."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
-
-
-def text_positions(tokens: Tensor, given: dict[str, Any]) -> Tensor:
-    """``[B or 1, T]``: the number of each text token in its row, counted from the row's first real token."""
-    if given.get("position_ids") is not None:
-        positions: Tensor = given["position_ids"]
-        return positions
-    mask = given.get("attention_mask")
-    num_tokens = tokens.shape[1]
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
-    past = given.get("past_key_values")
-    start = 0 if past is None else int(past.get_seq_length())
-    return torch.arange(start, start + num_tokens, device=tokens.device)[None]
-
-
-def _several(prefix: object) -> Sequence[VirtualTokens | None]:
-    """Rows of virtual tokens; raises :class:`BadValue` for what is none, a path or a Tuned, say."""
-    rows: Sequence[Any] = prefix if isinstance(prefix, list | tuple) else [prefix]
-    wrong = next((type(one).__name__ for one in rows if not (one is None or isinstance(one, VirtualTokens))), None)
-    if wrong is not None:
-        raise BadValue(f"bind() was given a {wrong}, expected virtual tokens; write epigraph.load(path).prefix")
-    return rows

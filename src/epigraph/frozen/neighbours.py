@@ -1,6 +1,6 @@
 """What lies near a soft prompt: for each virtual token the vocabulary's nearest, by cosine (Lester et al. 2021, 7).
 
-Knows embeddings and a vocabulary; does not know where the prompt came from. Legend: C a chunk of the vocabulary or of
+Knows embeddings and a vocabulary; what to make of them is said in reading.py. Legend: C a chunk of the vocabulary or of
 the prompt, R nearest kept.
 """
 
@@ -72,16 +72,6 @@ class PromptReading:
         return max(paired, key=lambda token: token.closest_cosine or 0.0, default=None)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelReading:
-    """A label that virtual token ``number`` started from: its tokens, and those still among the nearest."""
-
-    label: str
-    number: int
-    tokens: tuple[str, ...]
-    kept: tuple[str, ...]
-
-
 def read_prompt(
     frozen: FrozenModel, prompt: SoftPrompt, *, num_nearest: int = 5, chunk_size: int = 4_096
 ) -> PromptReading:
@@ -96,12 +86,12 @@ def read_prompt(
         if value < 1:
             raise BadValue(f"{name} is {value}, expected 1 or more")
     prompt.check(frozen.geometry)
-    words = _vocabulary(frozen)
+    words = vocabulary(frozen)
     with torch.no_grad():
         prompt_PE = prompt.embeddings_PE.detach().to(frozen.device, torch.float32)
         step = max(1, min(chunk_size, _MAX_COSINES // len(prompt_PE)))
-        cosines_PR, ids_PR = _nearest(prompt_PE, _embedded(frozen, list(words), step), num_nearest)
-        mean_norm = sum(float(x.norm(dim=1).sum()) for _, x in _embedded(frozen, list(words), step)) / len(words)
+        cosines_PR, ids_PR = largest_cosines(prompt_PE, embedded(frozen, list(words), step), num_nearest)
+        mean_norm = sum(float(x.norm(dim=1).sum()) for _, x in embedded(frozen, list(words), step)) / len(words)
         norms = (prompt_PE.norm(dim=1) / mean_norm).tolist()
         closest = _closest(prompt_PE, step)
     nearest = [
@@ -114,45 +104,26 @@ def read_prompt(
     )
 
 
-def read_labels(frozen: FrozenModel, reading: PromptReading, labels: Sequence[str]) -> tuple[LabelReading, ...]:
-    """What is left of each label in the virtual token that started from it: label j belongs to virtual token j.
-
-    Raises :class:`BadValue` for more labels than virtual tokens.
-    """
-    if len(labels) > len(reading.tokens):
-        raise BadValue(f"got {len(labels)} labels, expected at most {len(reading.tokens)}, one a virtual token")
-    found = []
-    for label, token in zip(labels, reading.tokens, strict=False):
-        ids = frozen.tokenizer(label, add_special_tokens=False, verbose=False).input_ids
-        near = {neighbour.token_id for neighbour in token.nearest}
-        found.append(
-            LabelReading(
-                label=label,
-                number=token.number,
-                tokens=tuple(map(str, frozen.tokenizer.convert_ids_to_tokens(ids))),
-                kept=tuple(map(str, frozen.tokenizer.convert_ids_to_tokens([i for i in ids if i in near]))),
-            )
-        )
-    return tuple(found)
-
-
-def _vocabulary(frozen: FrozenModel) -> Mapping[int, str]:
-    """Every token that has an embedding, by id, in order."""
+def vocabulary(frozen: FrozenModel) -> Mapping[int, str]:
+    """Every token of the tokenizer that has an embedding, by id, in order: special and unused ones too."""
     num_rows = frozen.model.get_input_embeddings().weight.shape[0]
     return {i: word for word, i in sorted(frozen.tokenizer.get_vocab().items(), key=lambda x: x[1]) if i < num_rows}
 
 
-def _embedded(frozen: FrozenModel, ids: Sequence[int], step: int) -> Iterator[tuple[Tensor, Tensor]]:
+def embedded(frozen: FrozenModel, ids: Sequence[int], step: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunks of ids ``[C]`` and their embeddings ``[C, E]``, float32."""
     for start in range(0, len(ids), step):
         some = ids[start : start + step]
         yield torch.tensor(some, device=frozen.device), frozen.embed(some).float()
 
 
-def _nearest(
+def largest_cosines(
     queries_PE: Tensor, chunks: Iterable[tuple[Tensor, Tensor]], num_nearest: int, *, leave_out_self: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The largest cosines ``[P, R]`` and the ids they belong to, over all chunks of ids ``[C]`` and rows ``[C, E]``."""
+    """The largest cosines ``[P, R]`` and the ids they belong to, over all chunks of ids ``[C]`` and rows ``[C, E]``.
+
+    Largest first, then the earlier one; with ``leave_out_self`` query j is not compared with id j.
+    """
     directions_PE = normalize(queries_PE, dim=1)
     own_P1 = torch.arange(len(queries_PE), device=queries_PE.device)[:, None]
     best_PR = queries_PE.new_empty((len(queries_PE), 0))
@@ -174,7 +145,7 @@ def _closest(prompt_PE: Tensor, step: int) -> list[tuple[int | None, float | Non
     if len(prompt_PE) == 1:
         return [(None, None)]
     chunks = zip(torch.arange(len(prompt_PE), device=prompt_PE.device).split(step), prompt_PE.split(step), strict=True)
-    cosines_P1, numbers_P1 = _nearest(prompt_PE, chunks, 1, leave_out_self=True)
+    cosines_P1, numbers_P1 = largest_cosines(prompt_PE, chunks, 1, leave_out_self=True)
     return list(zip(numbers_P1[:, 0].tolist(), cosines_P1[:, 0].tolist(), strict=True))
 
 

@@ -47,6 +47,12 @@ def resolve(name: str) -> Checkpoint:
     return _folder(_from_hub(name, match["repository"], match["revision"]), name)
 
 
+def public_name(name: str) -> str:
+    """What a model is called in files that travel: a folder or file loses the path to it."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
 def _gguf(path: Path, name: str) -> Checkpoint:
     if not path.is_file():
         raise ModelNotFound(f"no file {name}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +13,56 @@ from epigraph.errors import GeometryMismatch
 from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site, VirtualTokens, Visibility
 
 
+class Classifier(nn.Linear):
+    """What chooses a class from an encoder's states; ``reads`` the first token's, their mean, or each tagged word's."""
+
+    def __init__(self, width: int, num_classes: int, reads: Literal["first", "mean", "tags"]) -> None:
+        super().__init__(width, num_classes)
+        self.reads = reads
+        # As BERT's own heads start.
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+
 class Method(nn.Module, ABC):
-    """A trainable maker of virtual tokens. Its parameters are float32 and are all that a training run changes."""
+    """A trainable maker of virtual tokens. Its parameters are float32 and are all that a training run changes.
+
+    Two things may be trained beside them, and are then parts of the method: ``head``, a classifier on an encoder, and
+    ``base``, the model itself, which is then frozen no more and stays in eval mode.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head: Classifier | None = None
+        self.base: nn.Module | None = None
 
     @abstractmethod
-    def forward(self) -> VirtualTokens:
-        """The virtual tokens as they are now, with the graph back to the parameters."""
+    def forward(self) -> VirtualTokens | None:
+        """The virtual tokens as they are now, with the graph back to the parameters; None where there are none."""
 
-    def fold(self) -> VirtualTokens:
+    def fold(self) -> VirtualTokens | None:
         """The virtual tokens alone, in float32: whatever computed them is left behind. Equal to the live ones."""
         with torch.no_grad():
             was_training = self.training
             try:
-                return self.eval().forward().frozen_copy()
+                tokens = self.eval().forward()
+                return None if tokens is None else tokens.frozen_copy()
             finally:
                 self.train(was_training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but for the base: its dropout stays off."""
+        super().train(mode)
+        if self.base is not None:
+            self.base.eval()
+        return self
+
+    @property
+    def num_stored(self) -> int:
+        """How many numbers an artifact holds: folded virtual tokens, and the head."""
+        tokens = self.fold()
+        head = [] if self.head is None else list(self.head.parameters())
+        return (0 if tokens is None else tokens.num_numbers) + sum(x.numel() for x in head)
 
     @property
     def num_trained(self) -> int:
@@ -33,9 +70,17 @@ class Method(nn.Module, ABC):
         return sum(x.numel() for x in self.parameters() if x.requires_grad)
 
 
-def flatten(prefix: KVPrefix) -> Tensor:
-    """``[P, N]``: each virtual token's keys and values, layer after layer, as one row of N numbers, float32."""
-    parts = [x.flatten(1) for _, _, layer in prefix.layers() for x in (layer.keys_PKH, layer.values_PKH)]
+def flatten(prefix: KVPrefix, sites: Iterable[Site] | None = None) -> Tensor:
+    """``[P, N]``: each virtual token's keys and values at ``sites`` (none: all it has), as one row of N numbers.
+
+    Float32, site after site, layer after layer. Raises :class:`GeometryMismatch` where a layer has none.
+    """
+    parts = []
+    for site in prefix.sites if sites is None else sites:
+        for layer in prefix.sites.get(site, (None,)):
+            if layer is None:
+                raise GeometryMismatch(f"the first values have none for every layer at {site}; start from others")
+            parts += [layer.keys_PKH.flatten(1), layer.values_PKH.flatten(1)]
     return torch.cat(parts, dim=1).float()
 
 

@@ -7,8 +7,10 @@ ids in, their embeddings out). Visibility is not theirs to say: the method that 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, Self
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Generator, Tensor
 
 from epigraph.errors import BadValue, GeometryMismatch
@@ -17,6 +19,36 @@ from epigraph.virtual import Geometry, KVPrefix, SoftPrompt, VirtualTokens
 
 Reader = Callable[[Sequence[int]], KVPrefix]
 Embedder = Callable[[Sequence[int]], Tensor]
+EmbeddingInitial = Literal["text", "document", "vocabulary", "labels", "uniform", "artifact"]
+
+
+class FirstEmbeddings(BaseModel):
+    """Where trained embeddings start, the same for every method that trains some.
+
+    ``initial``: ``text`` (the embeddings of ``initial_text``, by default the task's instruction, repeated or cut),
+    ``document`` (of the first tokens of the file ``initial_path``), ``vocabulary`` (of different tokens drawn from the
+    ``vocabulary_size`` most frequent), ``labels`` (of ``labels``, the mean over a label's tokens; the rest drawn from
+    the vocabulary), ``uniform`` (uniform in [-r, r], r being ``uniform_range``, for T5 embeddings; ``uniform_range``
+    none: r is the root mean square of the model's embeddings), or ``artifact`` (another prompt, as in SPoT, Vu et al.
+    2022). (Lester et al. 2021, section 3.2.)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    initial: EmbeddingInitial = "text"
+    initial_text: str | None = None
+    initial_path: str | None = None
+    labels: tuple[str, ...] = ()
+    vocabulary_size: Annotated[int, Field(ge=1)] = 5_000
+    uniform_range: Annotated[float, Field(gt=0, le=100)] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.initial in ("document", "artifact") and self.initial_path is None:
+            raise ValueError(f"initial = {self.initial!r} needs initial_path")
+        if self.initial == "labels" and not self.labels:
+            raise ValueError("initial = 'labels' needs labels")
+        return self
 
 
 def random_normal(geometry: Geometry, num_virtual_tokens: int, *, std: float, generator: Generator) -> KVPrefix:
@@ -26,13 +58,13 @@ def random_normal(geometry: Geometry, num_virtual_tokens: int, *, std: float, ge
     normal(0, 1); both are far from the scale of real keys and values. (Li & Liang 2021, section 7.4 and A.3.)
     """
     flat = torch.randn(num_virtual_tokens, geometry.numbers_per_token(), generator=generator) * std
-    return unflatten(flat, geometry, text_start=num_virtual_tokens, visibility="always")
+    return unflatten(flat, geometry, text_start=geometry.text_start(num_virtual_tokens), visibility="always")
 
 
 def zero(geometry: Geometry, num_virtual_tokens: int) -> KVPrefix:
     """All zeros. Not a no-op: a zero key still takes its share of the softmax, so attention is damped."""
     flat = torch.zeros(num_virtual_tokens, geometry.numbers_per_token())
-    return unflatten(flat, geometry, text_start=num_virtual_tokens, visibility="always")
+    return unflatten(flat, geometry, text_start=geometry.text_start(num_virtual_tokens), visibility="always")
 
 
 def from_text(read: Reader, ids: Sequence[int], num_virtual_tokens: int) -> KVPrefix:
@@ -103,8 +135,10 @@ def from_labels(
 ) -> Tensor:
     """``[P, E]``: for each label the mean of its tokens' embeddings, then tokens drawn from the ``frequent`` ones.
 
-    (Lester et al. 2021, section 3.2.)
+    (Lester et al. 2021, section 3.2.) Raises :class:`BadValue` for more labels than virtual tokens.
     """
+    if len(labels) > num_virtual_tokens:
+        raise BadValue(f"{len(labels)} labels to start from, expected at most {num_virtual_tokens} (virtual tokens)")
     rows = [embed(ids).mean(0, keepdim=True) for ids in labels]
     rest = num_virtual_tokens - len(rows)
     return torch.cat([*rows, *([from_vocabulary(embed, frequent, rest, generator=generator)] if rest else [])])

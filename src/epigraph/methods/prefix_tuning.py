@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from epigraph.methods.base import Method, flatten, unflatten
-from epigraph.virtual import Geometry, KVPrefix, Visibility
+from epigraph.virtual import Geometry, KVPrefix, Site, Visibility
 
 Parameterization = Literal["raw", "mlp", "mlp-code"]
 Initial = Literal["text", "document", "random", "zero", "artifact", "default"]
@@ -32,6 +32,10 @@ class PrefixTuningConfig(BaseModel):
     ``relative_lr``: a raw prefix learns in units of its first values' size, keys and values of each layer apart, since
     in a real model these sizes differ fiftyfold; weight decay then pulls towards the first values.
     ``num_sink_tokens`` leading virtual tokens keep their first value (Cartridges, 2025).
+    ``place``: an ``infix`` stands between source and answer: only the source's last token, which says the answer's
+    first, and what follows see it (section 7.3). Its activations are free; the authors' code adds them to what the
+    model makes of embeddings there. ``sites``: of an encoder-decoder, which of ``encoder.self``, ``decoder.self`` and
+    ``decoder.cross`` have virtual tokens, none being all; each has parameters of its own, as in the authors' code.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +51,9 @@ class PrefixTuningConfig(BaseModel):
     fit_lr: Annotated[float, Field(gt=0, le=1)] = 1e-3
     relative_lr: bool = True
     num_sink_tokens: Annotated[int, Field(ge=0)] = 0
-    visibility: Visibility = "always"
+    visibility: Literal["always", "window"] = "always"
+    place: Literal["prefix", "infix"] = "prefix"
+    sites: Annotated[tuple[Site, ...], Field(min_length=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
@@ -59,6 +65,8 @@ class PrefixTuningConfig(BaseModel):
             )
         if self.initial in ("document", "artifact") and self.initial_path is None:
             raise ValueError(f"initial = {self.initial!r} needs initial_path")
+        if self.place == "infix" and self.visibility == "window":
+            raise ValueError("an infix has a visibility of its own; leave method.visibility out")
         if self.num_sink_tokens and self.start is None:
             raise ValueError("num_sink_tokens needs an initial value to keep; set initial")
         return self
@@ -81,31 +89,41 @@ class PrefixTuning(Method):
     def __init__(self, config: PrefixTuningConfig, geometry: Geometry, initial: KVPrefix | None = None) -> None:
         super().__init__()
         self.config = config
-        self.geometry = geometry
-        num_tokens, num_numbers = config.num_virtual_tokens, geometry.numbers_per_token()
-        self.text_start = num_tokens if initial is None else initial.text_start
-        first_PN = None if initial is None else flatten(initial)
+        self.geometry = geometry.only(geometry.sites if config.sites is None else config.sites)
+        self.text_start = geometry.text_start(config.num_virtual_tokens) if initial is None else initial.text_start
+        first_PN = None if initial is None else flatten(initial, self.geometry.sites)
+        num_numbers = self.geometry.numbers_per_token()
         sinks = torch.empty(0, num_numbers) if first_PN is None else first_PN[: config.num_sink_tokens].clone()
         self.register_buffer("sinks_SN", sinks)
         self.sinks_SN: Tensor
-        num_free = num_tokens - config.num_sink_tokens
-        if config.parameterization == "raw":
-            if first_PN is None:
-                raise ValueError("a raw prefix needs its first values; see epigraph.methods.initial")
-            scale_N = _sizes(first_PN, geometry) if config.relative_lr else torch.ones(num_numbers)
-            self.free: nn.Module = _Raw(first_PN[config.num_sink_tokens :], scale_N)
-            return
-        width_in = config.mlp_width if config.parameterization == "mlp" else geometry.embedding_dim
-        self.free = _MLP(num_free, width_in, config.mlp_width, num_numbers)
-        if first_PN is not None:
-            _fit(self.free, first_PN[config.num_sink_tokens :], config.fit_steps, config.fit_lr)
+        # Sites are independent of each other: three prefixes, each with its own parameters.
+        parts = [self.geometry.only((site,)) for site in self.geometry.sites]
+        widths = [part.numbers_per_token() for part in parts]
+        firsts = [None] * len(parts) if first_PN is None else first_PN[config.num_sink_tokens :].split(widths, dim=1)
+        self.free = nn.ModuleList(_free(config, part, first) for part, first in zip(parts, firsts, strict=True))
 
     def forward(self) -> KVPrefix:
-        """The prefix, ``text_start`` = P, float32."""
-        flat_PN = nn.functional.dropout(self.free(), self.config.dropout, self.training)
+        """The prefix, float32; in a causal decoder ``text_start`` = P."""
+        flat_PN = torch.cat([free() for free in self.free], dim=1)
+        flat_PN = nn.functional.dropout(flat_PN, self.config.dropout, self.training)
         if len(self.sinks_SN):
             flat_PN = torch.cat([self.sinks_SN, flat_PN])
-        return unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=self.config.visibility)
+        visibility: Visibility = "answer" if self.config.place == "infix" else self.config.visibility
+        return unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=visibility)
+
+
+def _free(config: PrefixTuningConfig, geometry: Geometry, first_PN: Tensor | None) -> nn.Module:
+    """What is trained for one site."""
+    num_numbers = geometry.numbers_per_token()
+    if config.parameterization == "raw":
+        if first_PN is None:
+            raise ValueError("a raw prefix needs its first values; see epigraph.methods.initial")
+        return _Raw(first_PN, _sizes(first_PN, geometry) if config.relative_lr else torch.ones(num_numbers))
+    width_in = config.mlp_width if config.parameterization == "mlp" else geometry.embedding_dim
+    made = _MLP(config.num_virtual_tokens - config.num_sink_tokens, width_in, config.mlp_width, num_numbers)
+    if first_PN is not None:
+        _fit(made, first_PN, config.fit_steps, config.fit_lr)
+    return made
 
 
 class _Raw(nn.Module):

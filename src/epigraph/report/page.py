@@ -18,7 +18,8 @@ from epigraph.files import write_whole
 from epigraph.report import words
 from epigraph.report.comparisons import comparisons
 from epigraph.report.curve import MAX_POINTS, Row, by_step, training_curve_svg
-from epigraph.report.records import Run, Summary, read_run
+from epigraph.report.mass import joined, mass_svg, top
+from epigraph.report.records import MassRecord, Run, Summary, read_run
 from epigraph.report.scores import ScoreGroup, ScoreRow, before_and_after, headline_metric, score_groups, unlike
 
 MODEL_SIDE = 220.0
@@ -106,6 +107,9 @@ def page_values(run: Run) -> dict[str, Any]:
         "development_metrics": list(dict.fromkeys(name for x in run.development for name in x.dev)),
         "comparisons": comparisons(before, after),
         "compared": after or before,
+        "mass": run.mass,
+        "mass_is_current": run.mass is None or mass_is_current(run.mass, run.summary),
+        "mass_pictures": mass_pictures(run.mass) if run.mass else [],
         "squares": squares(run.summary) if run.summary else None,
         "recipe": words.flat(run.recipe) if run.recipe is not None else None,
         "provenance": provenance(run.summary) if run.summary else None,
@@ -156,6 +160,18 @@ def squares(summary: Summary) -> Squares:
         model_side=round(MODEL_SIDE * (summary.model_bytes / larger) ** 0.5, 2),
         artifact_side=round(MODEL_SIDE * (summary.artifact_bytes / larger) ** 0.5, 2),
     )
+
+
+def mass_is_current(mass: MassRecord, summary: Summary | None) -> bool:
+    """Whether the mass was measured on the artifact that is there, as far as the records say."""
+    return summary is None or summary.content_hash is None or summary.content_hash == mass.content_hash
+
+
+def mass_pictures(mass: MassRecord) -> list[tuple[str, Markup, int, float]]:
+    """For each site its name, its heat map, how many virtual tokens a column is, and the share with the full colour."""
+    return [
+        (name, Markup(mass_svg(name, site)), joined(site)[0], top(joined(site)[1])) for name, site in mass.sites.items()
+    ]
 
 
 def provenance(summary: Summary) -> Mapping[str, list[tuple[str, str]]]:

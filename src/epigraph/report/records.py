@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from epigraph.errors import BadRows, RecordsNotFound
 
@@ -20,6 +20,9 @@ MetricName = Annotated[str, Field(pattern=r"^[ -~]{1,64}$")]
 Count = Annotated[int, Field(ge=0, le=10**18)]
 Size = Annotated[int, Field(gt=0, le=10**18)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A mean of weights: rounding may carry it over 1.
+Share = Annotated[float, Field(ge=0, le=1.001, allow_inf_nan=False)]
+SiteName = Literal["decoder.self", "decoder.cross", "encoder.self"]
 
 NAME_ORDER = ("before", "after")
 MAX_LISTED = 10
@@ -85,6 +88,32 @@ class Summary(Record):
     versions: dict[str, Any] = {}
     seed: int
     kept_step: Count | None = None
+    content_hash: str | None = None
+
+
+class SiteMass(Record):
+    """Shares of the text's attention at one site: ``virtual`` by layer and virtual token, ``text`` by layer."""
+
+    virtual: Annotated[tuple[tuple[Share, ...], ...], Field(min_length=1, max_length=1_024)]
+    text: tuple[Share, ...]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> SiteMass:
+        widths = {len(shares) for shares in self.virtual}
+        if len(self.virtual) != len(self.text) or len(widths) != 1 or 0 in widths:
+            raise ValueError("virtual and text must have the same layers, each with as many virtual tokens")
+        return self
+
+
+class MassRecord(Record):
+    """What ``epigraph inspect --mass --picture`` leaves beside its picture. ``content_hash`` is the artifact's."""
+
+    content_hash: str
+    base: str
+    texts: str
+    num_texts: Count
+    num_tokens: Count
+    sites: Annotated[dict[SiteName, SiteMass], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +126,7 @@ class Run:
     development: tuple[Development, ...]
     recipe: Mapping[str, Any] | None
     evaluations: tuple[Evaluation, ...]
+    mass: MassRecord | None = None
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -121,7 +151,13 @@ def read_run(folder: Path) -> Run:
         development=development,
         recipe=recipe,
         evaluations=_read_evaluations(folder / "evaluations"),
+        mass=read_mass(folder / "mass.json"),
     )
+
+
+def read_mass(path: Path) -> MassRecord | None:
+    """The record of a mass at ``path``, None where there is no file; raises :class:`BadRows` for anything else."""
+    return _read_record(MassRecord, path)
 
 
 def _read_steps(path: Path) -> tuple[tuple[Step, ...], tuple[Development, ...]]:

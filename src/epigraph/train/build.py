@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from epigraph import artifact
 from epigraph.errors import BadValue, GeometryMismatch
 from epigraph.frozen.inputs import frequent_ids
+from epigraph.frozen.model import FrozenModel
 from epigraph.methods import initial
-from epigraph.methods.base import Method
+from epigraph.methods.base import Classifier, Method
+from epigraph.methods.p_tuning import PTuning, PTuningConfig
 from epigraph.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
 from epigraph.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from epigraph.train.prepare import Prepared
@@ -20,13 +22,34 @@ from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
 
 def make_method(ready: Prepared) -> Method:
-    """The recipe's method with its first values; the seed decides every random one."""
-    config = ready.recipe.method
+    """The recipe's method with its first values, and what is trained beside it; the seed decides every random one."""
     torch.manual_seed(ready.recipe.training.seed)
     with torch.no_grad():
-        if isinstance(config, PromptTuningConfig):
-            return PromptTuning(config, _first_embeddings(ready, config), ready.frozen.embedding_rms)
-        return PrefixTuning(config, ready.frozen.geometry, _first_prefix(ready, config))
+        method = _virtual_tokens(ready)
+    contract, frozen = ready.codec.contract, ready.frozen
+    if contract.layout in ("label", "tags"):
+        reads = "tags" if contract.layout == "tags" else contract.pooling
+        method.head = Classifier(frozen.model.config.hidden_size, len(contract.labels), reads)
+    if ready.recipe.training.base_lr is not None:
+        method.base = frozen.model.requires_grad_(True)
+    return method
+
+
+def _virtual_tokens(ready: Prepared) -> Method:
+    config, frozen = ready.recipe.method, ready.frozen
+    if isinstance(config, PrefixTuningConfig):
+        geometry = frozen.geometry.only(frozen.geometry.sites if config.sites is None else config.sites)
+        if config.place == "infix" and not geometry.is_causal:
+            raise BadValue(
+                f"method.place is 'infix', which needs a decoder of its own, and {frozen.name} has an encoder"
+            )
+        return PrefixTuning(config, frozen.geometry, _first_prefix(ready, config))
+    contract, seed = ready.codec.contract, ready.recipe.training.seed
+    num_tokens = contract.num_slots or config.num_virtual_tokens or 0
+    first_PE = first_embeddings(frozen, config, num_tokens, seed=seed, instruction=ready.task.instruction)
+    if isinstance(config, PTuningConfig):
+        return PTuning(config, first_PE, frozen.embedding_rms)
+    return PromptTuning(config, first_PE, frozen.embedding_rms, placed=contract.is_placed)
 
 
 def _first_prefix(ready: Prepared, config: PrefixTuningConfig) -> KVPrefix | None:
@@ -35,20 +58,27 @@ def _first_prefix(ready: Prepared, config: PrefixTuningConfig) -> KVPrefix | Non
         case None:
             return None
         case "random":
-            return initial.random_normal(geometry, num_tokens, std=config.initial_std, generator=_generator(ready))
+            generator = torch.Generator().manual_seed(ready.recipe.training.seed)
+            return initial.random_normal(geometry, num_tokens, std=config.initial_std, generator=generator)
         case "zero":
             return initial.zero(geometry, num_tokens)
         case "artifact":
-            return initial.from_prefix(frozen.lower(_stored(ready)), geometry, num_tokens)
+            return initial.from_prefix(frozen.lower(_stored(frozen, config.initial_path)), geometry, num_tokens)
         case "document":
-            return initial.from_document(frozen.read, _document_ids(ready), num_tokens)
+            return initial.from_document(frozen.read, _document_ids(frozen, config.initial_path), num_tokens)
         case _:
-            return initial.from_text(frozen.read, _text_ids(ready), num_tokens)
+            text = config.initial_text or ready.task.instruction
+            return initial.from_text(frozen.read, _ids(frozen, text), num_tokens)
 
 
-def _first_embeddings(ready: Prepared, config: PromptTuningConfig) -> Tensor:
-    frozen, num_tokens, generator = ready.frozen, config.num_virtual_tokens, _generator(ready)
-    width = frozen.geometry.embedding_dim
+def first_embeddings(
+    frozen: FrozenModel, config: PromptTuningConfig | PTuningConfig, num_tokens: int, *, seed: int, instruction: str
+) -> Tensor:
+    """``[P, E]``: where a soft prompt starts, the same for the same model, config and seed; zeros behind a network.
+
+    ``instruction`` is read where the config names no text of its own.
+    """
+    generator, width = torch.Generator().manual_seed(seed), frozen.geometry.embedding_dim
     match config.start:
         case None:
             return torch.zeros(num_tokens, width)
@@ -57,44 +87,35 @@ def _first_embeddings(ready: Prepared, config: PromptTuningConfig) -> Tensor:
             return initial.uniform(width, num_tokens, limit=limit, generator=generator)
         case "vocabulary" | "labels":
             frequent = frequent_ids(frozen.tokenizer, config.vocabulary_size)
-            labels = [_ids(ready, label) for label in config.labels] if config.initial == "labels" else []
+            labels = [_ids(frozen, label) for label in config.labels] if config.initial == "labels" else []
             return initial.from_labels(frozen.embed, labels, frequent, num_tokens, generator=generator)
         case "artifact":
-            found = _stored(ready)
+            found = _stored(frozen, config.initial_path)
             if not isinstance(found, SoftPrompt):
                 raise GeometryMismatch(
-                    f"{config.initial_path} holds keys and values, prompt-tuning starts from embeddings; "
-                    "name an artifact of prompt-tuning"
+                    f"{config.initial_path} holds keys and values, expected embeddings to start from; "
+                    "name an artifact of prompt-tuning or p-tuning"
                 )
             return initial.from_prompt(found, frozen.geometry, num_tokens)
         case "document":
-            return frozen.embed(initial.beginning(_document_ids(ready), num_tokens))
+            return frozen.embed(initial.beginning(_document_ids(frozen, config.initial_path), num_tokens))
         case _:
-            return frozen.embed(initial.repeated(_text_ids(ready), num_tokens))
+            return frozen.embed(initial.repeated(_ids(frozen, config.initial_text or instruction), num_tokens))
 
 
-def _generator(ready: Prepared) -> Generator:
-    return torch.Generator().manual_seed(ready.recipe.training.seed)
-
-
-def _stored(ready: Prepared) -> VirtualTokens:
-    there = artifact.load(artifact.find(Path(str(ready.recipe.method.initial_path))))
-    there.check_base(ready.frozen.geometry, ready.frozen.fingerprint, ready.frozen.tokenizer_fingerprint)
+def _stored(frozen: FrozenModel, path: str | None) -> VirtualTokens:
+    there = artifact.load(artifact.find(Path(str(path))))
+    there.check_base(frozen.geometry, frozen.fingerprint, frozen.tokenizer_fingerprint)
     return there.tokens
 
 
-def _text_ids(ready: Prepared) -> Sequence[int]:
-    return _ids(ready, ready.recipe.method.initial_text or ready.task.instruction)
-
-
-def _document_ids(ready: Prepared) -> Sequence[int]:
-    path = Path(str(ready.recipe.method.initial_path))
+def _document_ids(frozen: FrozenModel, path: str | None) -> Sequence[int]:
     try:
-        return _ids(ready, path.read_text(encoding="utf-8"))
+        return _ids(frozen, Path(str(path)).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as wrong:
         raise BadValue(f"method.initial_path: cannot read {path}: {wrong}") from None
 
 
-def _ids(ready: Prepared, text: str) -> Sequence[int]:
-    ids: list[int] = ready.frozen.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+def _ids(frozen: FrozenModel, text: str) -> Sequence[int]:
+    ids: list[int] = frozen.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return ids

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from epigraph.frozen.batch import collate, length, num_scored
 from epigraph.frozen.inputs import fill_token
-from epigraph.train.batches import collate
 from epigraph.train.build import make_method
-from epigraph.train.loss import token_losses
+from epigraph.train.loss import head_of, token_losses
 from epigraph.train.prepare import Prepared
 
 TIMED_STEPS = 3
@@ -26,7 +26,7 @@ def cost(ready: Prepared) -> dict[str, Any]:
     """
     plan, rows = ready.recipe.training, ready.rows
     method = make_method(ready)
-    by_length = sorted(rows, key=lambda row: -len(row.ids))
+    by_length = sorted(rows, key=lambda row: -length(row))
     middle = by_length[len(rows) // 2 :] or by_length
     _timed_step(ready, method, by_length[: plan.batch_size])
     seconds = [_timed_step(ready, method, middle[: plan.batch_size]) for _ in range(TIMED_STEPS)]
@@ -34,14 +34,14 @@ def cost(ready: Prepared) -> dict[str, Any]:
     return {
         "rows": len(rows),
         "truncated_rows": sum(row.truncated for row in rows),
-        "tokens": sum(len(row.ids) for row in rows),
-        "scored_tokens": sum(sum(row.scored) for row in rows),
-        "longest_row": len(by_length[0].ids),
+        "tokens": sum(length(row) for row in rows),
+        "scored_tokens": sum(num_scored(row) for row in rows),
+        "longest_row": length(by_length[0]),
         "steps": ready.steps,
         "rows_per_step": rows_per_step,
         "epochs": ready.steps * rows_per_step / len(rows),
         "trained_numbers": method.num_trained,
-        "stored_numbers": method.fold().num_numbers,
+        "stored_numbers": method.num_stored,
         "peak_memory_bytes": _peak_memory(ready.frozen.device),
         "seconds": statistics.median(seconds) * ready.steps * plan.accumulation,
         "timed_steps": TIMED_STEPS,
@@ -51,7 +51,7 @@ def cost(ready: Prepared) -> dict[str, Any]:
 def _timed_step(ready: Prepared, method: Any, rows: Any) -> float:
     start = time.perf_counter()
     batch = collate(rows, fill_token(ready.frozen.tokenizer)).to(ready.frozen.device)
-    losses = token_losses(ready.frozen, batch, method())
+    losses = token_losses(ready.frozen, batch, method(), head_of(method))
     losses.mean().backward()
     method.zero_grad()
     if ready.frozen.device.type == "cuda":

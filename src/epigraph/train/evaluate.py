@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from epigraph.contract import Decoding
+from epigraph.errors import DataNotFound
+from epigraph.frozen.answers import Head
+from epigraph.frozen.ask import answers
 from epigraph.frozen.ensemble import Ensemble
-from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
 from epigraph.tasks.base import Example, Scores, Task
@@ -24,6 +26,8 @@ class Evaluation:
     examples: tuple[Example, ...]
     decoding: Decoding
     num_truncated: int
+    num_dropped: int = 0
+    num_candidates: int = 0
 
     def to_json(self, num_shown: int | None = None) -> dict[str, Any]:
         """The record: scores with intervals and variants, decoding, and the first ``num_shown`` predictions."""
@@ -32,6 +36,7 @@ class Evaluation:
             **self.scores.to_json(),
             "decoding": self.decoding.model_dump(),
             "num_truncated": self.num_truncated,
+            **({"num_dropped": self.num_dropped, "num_candidates": self.num_candidates} if self.num_candidates else {}),
             "examples": [
                 {"source": x.source, "references": list(x.references), "prediction": text} for x, text in shown
             ],
@@ -41,49 +46,80 @@ class Evaluation:
 def evaluate(
     frozen: FrozenModel,
     codec: Codec,
-    prefix: VirtualTokens | Ensemble | None,
+    tokens: VirtualTokens | Ensemble | None,
     task: Task,
     examples: Sequence[Example],
     *,
+    head: Head | None = None,
     decoding: Decoding | None = None,
     only: Collection[str] | None = None,
     batch_size: int = 64,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
-    """Decode and score ``examples``; ``prefix`` None is the untouched model under the same text contract.
+    """Ask and score ``examples``; ``tokens`` None is the untouched model under the same text contract.
     An ensemble's members answer together, in its way.
 
-    ``only`` are the metrics to compute, None for all that the task has.
+    Where the task has candidates, those that are one token in the model's vocabulary are ranked, and examples whose
+    answer is none of them are dropped, as LAMA does. ``only`` are the metrics to compute, None for all of the task.
     """
     decoding = decoding or codec.contract.decoding
-    asked = [question(codec, example) for example in examples]
-    prompts = [x.ids for x in asked]
-    if isinstance(prefix, Ensemble):
-        new = prefix.generate(frozen, prompts, codec.text, decoding, batch_size=batch_size, advance=advance)
-    else:
-        new = generate(frozen, prompts, prefix, decoding, batch_size=batch_size, advance=advance)
-    predictions = tuple(codec.text(ids) for ids in new)
+    kept, candidates = answerable(codec, task, examples)
+    asked = [question(codec, example) for example in kept]
+    predictions = answers(
+        frozen,
+        codec,
+        asked,
+        [fields(example) for example in kept],
+        tokens,
+        head=head,
+        candidates=candidates,
+        decoding=decoding,
+        batch_size=batch_size,
+        advance=advance,
+    )
     return Evaluation(
-        scores=task.score(predictions, examples, only),
-        predictions=predictions,
-        examples=tuple(examples),
+        scores=task.score(predictions, kept, only),
+        predictions=tuple(predictions),
+        examples=tuple(kept),
         decoding=decoding,
         num_truncated=sum(x.truncated for x in asked),
+        num_dropped=len(examples) - len(kept),
+        num_candidates=len(candidates),
     )
+
+
+def answerable(codec: Codec, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[str]]:
+    """The examples whose answer can be ranked, and what it is ranked among: all of them and nothing in most tasks.
+
+    Raises :class:`DataNotFound` where no example is left.
+    """
+    if not task.candidates:
+        return list(examples), []
+    candidates = [text for text in task.candidates if len(codec.candidate(text)) == 1]
+    known = set(candidates)
+    kept = [example for example in examples if example.references[0] in known]
+    if not kept:
+        raise DataNotFound(f"{task.name}: none of {len(examples)} answers is one token in this model's vocabulary")
+    return kept, candidates
+
+
+def fields(example: Example) -> dict[str, str]:
+    """What the input template is filled with."""
+    return {"source": example.source}
 
 
 def question(codec: Codec, example: Example) -> Encoded:
     """The ids that ask for an answer to ``example``."""
     if example.turns:
         return codec.question(_messages(example)[:-1])
-    return codec.source({"source": example.source})
+    return codec.source(fields(example))
 
 
 def lesson(codec: Codec, example: Example) -> Encoded:
     """The ids that teach ``example``: its source and its first reference, or its whole conversation."""
     if example.turns:
         return codec.chat(_messages(example))
-    return codec.pair({"source": example.source}, example.references[0])
+    return codec.pair(fields(example), example.references[0])
 
 
 def _messages(example: Example) -> list[Message]:

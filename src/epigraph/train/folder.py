@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from epigraph.train import checkpoint
 from epigraph.train.record import said_plainly
 
 RECIPE, STEPS, SUMMARY, REPORT = "recipe.json", "steps.jsonl", "summary.json", "report.html"
+BASE = "base"
 TENSORBOARD = "tensorboard"
 
 # What may differ between a run and its going on: where things lie, how often it is saved, and who watches.
@@ -56,8 +58,9 @@ def alone(folder: Path) -> Iterator[None]:
 
 def clear(folder: Path) -> None:
     """Take an earlier run's files away: its scores beside this run's artifact would be a lie."""
-    for name in (artifact.FILE_NAME, SUMMARY, STEPS, REPORT):
+    for name in (artifact.FILE_NAME, SUMMARY, STEPS, REPORT, "mass.json", "mass.png"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / BASE, ignore_errors=True)
     for record in [*(folder / "evaluations").glob("*.json"), *(folder / TENSORBOARD).glob("events.out.*")]:
         record.unlink()
     checkpoint.clear(folder)

@@ -14,16 +14,18 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim import AdamW
 
 from epigraph.errors import TrainingFailed
+from epigraph.frozen.batch import Batch, num_scored
 from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import Method
 from epigraph.train.adafactor import Adafactor
-from epigraph.train.batches import Batch, endless, in_order
+from epigraph.train.batches import endless, in_order
 from epigraph.train.best import Best
-from epigraph.train.loss import denominator, token_losses
+from epigraph.train.loss import denominator, head_of, token_losses
 from epigraph.train.recipe import TrainingPart
 from epigraph.train.state import Position, State, gather, put_back
 
@@ -74,7 +76,7 @@ def train(
     CPU bit for bit. Raises :class:`TrainingFailed` when the loss is no number any more.
     """
     frozen.checkpoint_activations(plan.checkpoint_activations)
-    run = _Run(frozen, method, plan, rows)
+    run = _Run(frozen, method, plan, rows, lr)
     if begin is not None:
         put_back(begin, *run.parts)
     at = begin.position if begin is not None else Position()
@@ -109,9 +111,10 @@ def dev_loss(frozen: FrozenModel, rows: Sequence[Encoded], method: Method, batch
     """The mean negative log-likelihood, in nats, of the scored tokens of ``rows``."""
     total, count = 0.0, 0
     with torch.inference_mode():
-        prefix = frozen.lower(method.fold())
+        folded = method.fold()
+        tokens = None if folded is None else frozen.carried(folded)
         for batch in in_order(rows, batch_size, fill_token(frozen.tokenizer)):
-            losses = token_losses(frozen, batch.to(frozen.device), prefix)
+            losses = token_losses(frozen, batch.to(frozen.device), tokens, head_of(method))
             total += float(losses.sum())
             count += losses.numel()
     return total / max(count, 1)
@@ -120,13 +123,15 @@ def dev_loss(frozen: FrozenModel, rows: Sequence[Encoded], method: Method, batch
 class _Run:
     """The moving parts of a run: the method, its optimiser, and the best development score so far."""
 
-    def __init__(self, frozen: FrozenModel, method: Method, plan: TrainingPart, rows: Sequence[Encoded]) -> None:
+    def __init__(
+        self, frozen: FrozenModel, method: Method, plan: TrainingPart, rows: Sequence[Encoded], lr: float
+    ) -> None:
         self._frozen = frozen
         self._plan = plan
-        self._scored_per_row = max(1.0, sum(sum(row.scored[1:]) for row in rows) / len(rows))
+        self._scored_per_row = max(1.0, sum(num_scored(row) for row in rows) / len(rows))
         self._accelerator = Accelerator(cpu=frozen.device.type == "cpu")
-        trained = [x for x in method.to(frozen.device).parameters() if x.requires_grad]
-        optimizer = OPTIMIZERS[plan.optimizer](trained, weight_decay=plan.weight_decay)
+        groups = _groups(method.to(frozen.device), plan, lr)
+        optimizer = OPTIMIZERS[plan.optimizer](groups, weight_decay=plan.weight_decay)
         self.method, self.optimizer = self._accelerator.prepare(method, optimizer)
         self.best = Best(self.method, plan)
 
@@ -148,7 +153,7 @@ class _Run:
         divisor = denominator(num_rows, self._plan.reduction, self._scored_per_row)
         total, count = 0.0, 0
         for batch in batches:
-            losses_S = token_losses(self._frozen, batch, self.method())
+            losses_S = token_losses(self._frozen, batch, self.method(), head_of(self.method))
             self._accelerator.backward(losses_S.sum() / divisor)
             total += losses_S.detach().sum().item()
             count += losses_S.numel()
@@ -157,11 +162,21 @@ class _Run:
             raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
         norm = self._accelerator.clip_grad_norm_(self.method.parameters(), self._plan.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad()
         tokens = sum(batch.num_tokens for batch in batches)
         return {"loss": loss, "grad_norm": float(norm or 0.0), "tokens": tokens, "lr": lr}
+
+
+def _groups(method: Method, plan: TrainingPart, lr: float) -> list[dict[str, Any]]:
+    """The method's own parameters, its head's and the base's, each with its share of the learning rate."""
+    parts: dict[str, list[Tensor]] = {"own": [], "head": [], "base": []}
+    for name, x in method.named_parameters():
+        if x.requires_grad:
+            parts[part if (part := name.partition(".")[0]) in parts else "own"].append(x)
+    rates = {"own": lr, "head": plan.head_lr, "base": plan.base_lr or 0.0}
+    return [{"params": params, "share": rates[part] / lr} for part, params in parts.items() if params]
 
 
 def _factor(plan: TrainingPart, steps: int, step: int) -> float:

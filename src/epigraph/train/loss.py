@@ -5,30 +5,29 @@ Logits are computed at scored positions only. Legend: B batch, T text tokens, S 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from epigraph.frozen.answers import Carried, Head, answer_logits
+from epigraph.frozen.batch import Batch
 from epigraph.frozen.model import FrozenModel
-from epigraph.train.batches import Batch
-from epigraph.virtual import VirtualTokens
+from epigraph.methods.base import Method
 
 Reduction = Literal["token-mean", "example-sum"]
 
 
-def token_losses(
-    frozen: FrozenModel, batch: Batch, prefix: VirtualTokens | Sequence[VirtualTokens | None] | None
-) -> Tensor:
+def token_losses(frozen: FrozenModel, batch: Batch, tokens: Carried, head: Head | None = None) -> Tensor:
     """``[S]`` float32: the negative log-likelihood, in nats, of each scored token, row after row."""
-    next_scored = torch.zeros_like(batch.scored_BT)
-    next_scored[:, :-1] = batch.scored_BT[:, 1:]
-    with frozen.bind(prefix), frozen.scored(next_scored):
-        out = frozen.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
-    targets_S = batch.ids_BT[:, 1:][batch.scored_BT[:, 1:]]
-    return functional.cross_entropy(out.logits[0].float(), targets_S, reduction="none")
+    logits_SV, targets_S = answer_logits(frozen, batch, tokens, head)
+    return functional.cross_entropy(logits_SV, targets_S, reduction="none")
+
+
+def head_of(method: Method) -> Head | None:
+    """The method's head as a frozen model's user takes it, with its graph."""
+    head = method.head
+    return None if head is None else Head(weight_CD=head.weight, bias_C=head.bias, reads=head.reads)
 
 
 def denominator(num_rows: int, reduction: Reduction, scored_per_row: float) -> float:

@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from epigraph.contract import Decoding, TextContract
 from epigraph.errors import BadValue, DataNotFound
-from epigraph.frozen.inputs import Codec, Encoded, chat_template_hash
+from epigraph.frozen.inputs import Codec, Encoded
+from epigraph.frozen.loading import has_fast_bf16, usable_device
 from epigraph.frozen.model import FrozenModel
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, draw_pairs, find, own_data
-from epigraph.train.evaluate import lesson
+from epigraph.train.contract import contract_for
+from epigraph.train.evaluate import answerable, lesson
 from epigraph.train.recipe import Recipe
 from epigraph.train.tensorboard import board_class
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def precision_for(asked: str, device: str) -> str:
+    """The precision in force: ``auto`` is bf16 where the device computes in it, else fp32."""
+    if asked != "auto":
+        return asked
+    return "bf16" if has_fast_bf16(usable_device(device)) else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +38,7 @@ class Prepared:
     dev_rows: tuple[Encoded, ...]
     data_hashes: dict[str, str]
     steps: int
+    precision: str
 
 
 def find_task(recipe: Recipe) -> Task:
@@ -38,7 +47,7 @@ def find_task(recipe: Recipe) -> Task:
     if data.task is not None:
         return find(data.task)
     assert data.train is not None
-    return own_data(data.train, data.dev, data.test, data.train.stem)
+    return own_data(data.train, data.dev, data.test, data.train.stem, recipe.text.labels or ())
 
 
 def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
@@ -53,10 +62,11 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
     pairs = draw_pairs(examples, recipe.data.limit, recipe.training.seed)
     dev = task.load("dev") if "dev" in task.splits else []
     _check_dev_metric(recipe, task, dev)
-    frozen = FrozenModel.load(
-        recipe.model, dtype=DTYPES[recipe.training.precision], attention_name=recipe.attention, device=device
-    )
+    precision = "fp32" if recipe.training.base_lr else precision_for(recipe.training.precision, device)
+    frozen = FrozenModel.load(recipe.model, dtype=DTYPES[precision], attention_name=recipe.attention, device=device)
     codec = Codec(frozen.tokenizer, contract_for(recipe, task, frozen))
+    pairs, _ = answerable(codec, task, pairs)
+    dev, _ = answerable(codec, task, dev) if dev else ([], [])
     rows = tuple(lesson(codec, example) for example in pairs)
     return Prepared(
         recipe=recipe,
@@ -67,6 +77,7 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
         dev_rows=tuple(lesson(codec, example) for example in dev[: recipe.data.dev_limit]),
         data_hashes={"train": data_hash(pairs), **({"dev": data_hash(dev)} if dev else {})},
         steps=recipe.steps_for(len(rows)),
+        precision=precision,
     )
 
 
@@ -79,25 +90,3 @@ def _check_dev_metric(recipe: Recipe, task: Task, dev: Sequence[Example]) -> Non
             "choosing by a development score (training.dev_metric, training.patience) needs development rows; "
             "give --dev FILE (data.dev)"
         )
-
-
-def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContract:
-    """The task's text contract with the recipe's changes; a start token where the tokenizer puts one by itself."""
-    text = recipe.text
-    starts = frozen.tokenizer("a").input_ids[:1] == [frozen.tokenizer.bos_token_id]
-    max_target = text.max_target_tokens or task.max_target_tokens
-    chosen = {
-        "input_template": text.input_template or task.input_template,
-        "target_template": text.target_template or task.target_template,
-        "bos": starts if text.bos is None else text.bos,
-        "eos": True if text.eos is None else text.eos,
-        "stop": text.stop,
-        "max_source_tokens": text.max_source_tokens or task.max_source_tokens,
-        "max_target_tokens": max_target,
-        "decoding": Decoding(max_new_tokens=max_target),
-        "chat_template_hash": chat_template_hash(frozen.tokenizer) if task.is_chat else None,
-    }
-    try:
-        return TextContract.model_validate(chosen)
-    except ValueError as wrong:
-        raise BadValue(f"text: {str(wrong).splitlines()[2].strip()}") from None

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from epigraph.contract import Layout
 from epigraph.errors import BadValue, RecipeError, UnknownKey
+from epigraph.methods.p_tuning import PTuningConfig
 from epigraph.methods.prefix_tuning import PrefixTuningConfig
 from epigraph.methods.prompt_tuning import PromptTuningConfig
 
@@ -29,6 +31,7 @@ NonNegative = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 DEFAULT_LR = {
     "prefix-tuning": {"raw": 2e-2, "mlp": 1e-3, "mlp-code": 1e-3},
     "prompt-tuning": {"raw": 1e-1, "residual": 1e-2, "mlp": 1e-3},
+    "p-tuning": {"raw": 1e-1, "lstm": 1e-2, "mlp": 1e-3},
 }
 
 TABLES = ("data", "method", "training", "text")
@@ -54,9 +57,16 @@ class PromptTuningPart(PromptTuningConfig):
     name: Literal["prompt-tuning"] = "prompt-tuning"
 
 
-METHODS: Mapping[str, type[PrefixTuningPart | PromptTuningPart]] = {
+class PTuningPart(PTuningConfig):
+    """``[method]`` with ``name = "p-tuning"``."""
+
+    name: Literal["p-tuning"] = "p-tuning"
+
+
+METHODS: Mapping[str, type[PrefixTuningPart | PromptTuningPart | PTuningPart]] = {
     "prefix-tuning": PrefixTuningPart,
     "prompt-tuning": PromptTuningPart,
+    "p-tuning": PTuningPart,
 }
 
 
@@ -64,7 +74,9 @@ def _with_name(table: Any) -> Any:
     return {"name": "prefix-tuning", **table} if isinstance(table, Mapping) else table
 
 
-MethodPart = Annotated[PrefixTuningPart | PromptTuningPart, Field(discriminator="name"), BeforeValidator(_with_name)]
+MethodPart = Annotated[
+    PrefixTuningPart | PromptTuningPart | PTuningPart, Field(discriminator="name"), BeforeValidator(_with_name)
+]
 
 
 class DataPart(Part):
@@ -86,10 +98,16 @@ class DataPart(Part):
 
 
 class TextPart(Part):
-    """``[text]``: the text contract, where the task's own is not wanted."""
+    """``[text]``: the text contract, where what task and model ask for is not wanted."""
 
     input_template: str | None = None
     target_template: str | None = None
+    target_sentinel: bool = False
+    layout: Layout | None = None
+    labels: tuple[str, ...] | None = None
+    label_words: tuple[str, ...] | None = None
+    pooling: Literal["first", "mean"] = "first"
+    ends_source: bool | None = None
     bos: bool | None = None
     eos: bool | None = None
     stop: tuple[str, ...] = ()
@@ -105,13 +123,15 @@ class TrainingPart(Part):
     batch_size: Positive = 8
     accumulation: Positive = 1
     lr: Annotated[float, Field(gt=0, le=100)] | None = None
+    head_lr: Annotated[float, Field(gt=0, le=100)] = 5e-3
+    base_lr: Annotated[float, Field(gt=0, le=100)] | None = None
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: NonNegative = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     reduction: Literal["token-mean", "example-sum"] = "token-mean"
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     buckets: bool = True
     checkpoint_activations: bool = False
     seed: NonNegative = 0
@@ -125,6 +145,12 @@ class TrainingPart(Part):
     def _one_length(self) -> TrainingPart:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give steps or epochs, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _exact_enough(self) -> TrainingPart:
+        if self.base_lr is not None and self.precision == "bf16":
+            raise ValueError("base_lr trains the model's own weights, which bf16 is too coarse for; set precision fp32")
         return self
 
 

@@ -14,14 +14,27 @@ from typing import Any
 from epigraph import artifact
 from epigraph.errors import MetricUnavailable
 from epigraph.files import clear_unfinished
-from epigraph.frozen.model import public_name
+from epigraph.frozen.resolve import public_name
+from epigraph.frozen.saving import save_base
 from epigraph.methods.base import Method
 from epigraph.tasks.base import Scores
 from epigraph.train import checkpoint
 from epigraph.train.checkpoint import Checkpoints
 from epigraph.train.evaluate import evaluate
-from epigraph.train.folder import RECIPE, STEPS, SUMMARY, TENSORBOARD, alone, check_same, clear, is_complete, read_json
+from epigraph.train.folder import (
+    BASE,
+    RECIPE,
+    STEPS,
+    SUMMARY,
+    TENSORBOARD,
+    alone,
+    check_same,
+    clear,
+    is_complete,
+    read_json,
+)
 from epigraph.train.loop import Outcome, dev_loss, train
+from epigraph.train.loss import head_of
 from epigraph.train.prepare import Prepared
 from epigraph.train.record import Lines, machine, versions, write_json
 from epigraph.train.state import State
@@ -133,7 +146,7 @@ def identity(ready: Prepared) -> dict[str, Any]:
 def resolved(ready: Prepared) -> dict[str, Any]:
     """The recipe with every default filled in: what was really run."""
     recipe = ready.recipe.model_dump(mode="json")
-    recipe["training"] |= {"steps": ready.steps, "epochs": None, "lr": ready.recipe.lr}
+    recipe["training"] |= {"steps": ready.steps, "epochs": None, "lr": ready.recipe.lr, "precision": ready.precision}
     recipe["method"] |= {"initial": ready.recipe.method.start or "own"}
     if recipe["method"]["initial"] == "text":
         recipe["method"]["initial_text"] = ready.recipe.method.initial_text or ready.task.instruction
@@ -170,8 +183,8 @@ def _dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
     def score(method: Method) -> dict[str, float]:
         values = {"loss": dev_loss(ready.frozen, ready.dev_rows, method)}
         if examples:
-            prefix = method.fold()
-            done = evaluate(ready.frozen, ready.codec, prefix, ready.task, examples, only=(metric,))
+            tokens, head = method.fold(), head_of(method)
+            done = evaluate(ready.frozen, ready.codec, tokens, ready.task, examples, head=head, only=(metric,))
             values |= value(done.scores)
         return values
 
@@ -185,13 +198,14 @@ def _finish(
     ready: Prepared, method: Method, outcome: Outcome, resumed_at: tuple[int, ...], folder: Path
 ) -> dict[str, Any]:
     tokens = method.fold()
+    assert tokens is not None, "a run writes an artifact, which holds virtual tokens"
     summary: dict[str, Any] = {
         "model": ready.frozen.name,
         "task": ready.task.name,
         "method": ready.recipe.method.name,
         "num_virtual_tokens": tokens.num_virtual_tokens,
         "trained_numbers": method.num_trained,
-        "stored_numbers": tokens.num_numbers,
+        "stored_numbers": method.num_stored,
         "model_parameters": ready.frozen.num_parameters,
         "model_bytes": ready.frozen.num_bytes,
         "steps": outcome.steps,
@@ -205,14 +219,17 @@ def _finish(
         "versions": versions(),
         "machine": machine(),
     }
+    base = ready.frozen.fingerprint if method.base is None else save_base(ready.frozen, folder / BASE)
     path = folder / artifact.FILE_NAME
-    summary["content_hash"] = artifact.save(_artifact(ready, tokens, summary), path)
+    summary["content_hash"] = artifact.save(_artifact(ready, method, tokens, base, summary), path)
     summary["artifact_bytes"] = path.stat().st_size
     write_json(folder / SUMMARY, summary)
     return summary
 
 
-def _artifact(ready: Prepared, tokens: VirtualTokens, summary: Mapping[str, Any]) -> artifact.Artifact:
+def _artifact(
+    ready: Prepared, method: Method, tokens: VirtualTokens, base: str, summary: Mapping[str, Any]
+) -> artifact.Artifact:
     recipe = _without_folders(resolved(ready))
     kept = ("steps", "kept_step", "dev", "seconds", "seed", "versions")
     return artifact.Artifact(
@@ -220,7 +237,7 @@ def _artifact(ready: Prepared, tokens: VirtualTokens, summary: Mapping[str, Any]
         geometry=ready.frozen.geometry,
         contract=ready.codec.contract,
         base_name=ready.frozen.name,
-        base_fingerprint=ready.frozen.fingerprint,
+        base_fingerprint=base,
         tokenizer_fingerprint=ready.frozen.tokenizer_fingerprint,
         method=ready.recipe.method.name,
         method_config={name: value for name, value in recipe["method"].items() if name != "name"},
@@ -235,4 +252,5 @@ def _artifact(ready: Prepared, tokens: VirtualTokens, summary: Mapping[str, Any]
             },
             **{name: summary[name] for name in kept},
         },
+        extra={} if method.head is None else {f"head.{name}": x.detach() for name, x in method.head.named_parameters()},
     )

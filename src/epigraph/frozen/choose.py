@@ -1,0 +1,114 @@
+"""Which of some answers a model finds likeliest: label words, or a vocabulary that an answer is ranked among.
+
+Knows how candidates are scored; does not know what is right. Legend: B rows, N candidates, V vocabulary.
+(Liu et al. 2021, section 3; the restricted vocabulary is LAMA's, Petroni et al. 2019.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from epigraph.errors import BadValue
+from epigraph.frozen.answers import Head, answer_logits, row_log_probabilities
+from epigraph.frozen.batch import collate
+from epigraph.frozen.inputs import Codec, Encoded, fill_token
+from epigraph.frozen.model import FrozenModel
+from epigraph.virtual import VirtualTokens
+
+Advance = Callable[[int], None]
+
+
+def rank(
+    frozen: FrozenModel,
+    codec: Codec,
+    rows: Sequence[Mapping[str, str]],
+    candidates: Sequence[str],
+    tokens: VirtualTokens | None,
+    *,
+    batch_size: int = 64,
+    advance: Advance = lambda _: None,
+) -> Tensor:
+    """``[B, N]`` float32: how likely each candidate is as the answer to each row (fields of the input template).
+
+    Candidates of one token each are all scored by one forward pass a row; others take one pass a candidate. Without an
+    end token: it is the words that are compared. Raises :class:`BadValue` for no candidates.
+    """
+    if not candidates:
+        raise BadValue("there are no candidates to choose among, expected one or more")
+    ids = [codec.candidate(text) for text in candidates]
+    ready = None if tokens is None else frozen.carried(tokens)
+    score = _one_pass if all(len(x) == 1 for x in ids) else _pass_each
+    order = sorted(range(len(rows)), key=lambda i: -len(codec.source(rows[i]).ids))
+    scores_BN = torch.empty(len(rows), len(candidates))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            scores_BN[numbers] = score(frozen, codec, [rows[i] for i in numbers], ids, ready).cpu()
+            advance(len(numbers))
+    return scores_BN
+
+
+def classify(
+    frozen: FrozenModel,
+    rows: Sequence[Encoded],
+    head: Head,
+    tokens: VirtualTokens | None,
+    *,
+    batch_size: int = 64,
+    advance: Advance = lambda _: None,
+) -> list[list[int]]:
+    """The likeliest class of each row, or of each tagged word of each row, by number."""
+    ready = None if tokens is None else frozen.carried(tokens)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
+    chosen: list[list[int]] = [[] for _ in rows]
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            batch = collate([rows[i] for i in numbers], fill_token(frozen.tokenizer)).to(frozen.device)
+            classes = answer_logits(frozen, batch, ready, head)[0].argmax(-1).tolist()
+            for number in numbers:
+                count = sum(rows[number].scored) if head.reads == "tags" else 1
+                chosen[number], classes = classes[:count], classes[count:]
+            advance(len(numbers))
+    return chosen
+
+
+def _answering(codec: Codec, row: Mapping[str, str], ids: Sequence[int]) -> Encoded:
+    """The row with these ids as its answer, laid out as in training, without an end token."""
+    if codec.contract.layout == "cloze":
+        return codec.cloze(row, ids)
+    source = codec.source(row)
+    if codec.contract.layout == "answer":
+        return Encoded(ids=source.ids, scored=source.scored, answer=tuple(ids))
+    return Encoded(ids=(*source.ids, *ids), scored=(*source.scored, *[True] * len(ids)))
+
+
+def _one_pass(
+    frozen: FrozenModel,
+    codec: Codec,
+    rows: Sequence[Mapping[str, str]],
+    ids: Sequence[Sequence[int]],
+    tokens: VirtualTokens | None,
+) -> Tensor:
+    # The first candidate stands for all of them: what is said at its place is asked for every one.
+    batch = collate([_answering(codec, row, ids[0]) for row in rows], fill_token(frozen.tokenizer)).to(frozen.device)
+    logits_BV, _ = answer_logits(frozen, batch, tokens)
+    return logits_BV.log_softmax(-1)[:, [x[0] for x in ids]]
+
+
+def _pass_each(
+    frozen: FrozenModel,
+    codec: Codec,
+    rows: Sequence[Mapping[str, str]],
+    ids: Sequence[Sequence[int]],
+    tokens: VirtualTokens | None,
+) -> Tensor:
+    columns = []
+    for candidate in ids:
+        encoded = [_answering(codec, row, candidate) for row in rows]
+        batch = collate(encoded, fill_token(frozen.tokenizer)).to(frozen.device)
+        columns.append(row_log_probabilities(frozen, batch, tokens))
+    return torch.stack(columns, dim=1)

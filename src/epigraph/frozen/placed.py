@@ -1,0 +1,78 @@
+"""Virtual tokens that stand in the text: token ids that are slots become rows of the prompt that a batch row carries.
+
+Knows ids and embeddings; does not know templates, which decide where slots stand. Legend: B batch, T text tokens,
+P virtual tokens, E width of embeddings.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from epigraph.errors import BatchMismatch, LostBinding
+from epigraph.frozen.inputs import FIRST_SLOT
+from epigraph.frozen.rows import Rows
+
+
+def has_slots(ids_BT: Tensor | None) -> bool:
+    """Whether any of the ids is a virtual token's slot."""
+    return ids_BT is not None and ids_BT.numel() > 0 and int(ids_BT.max()) >= FIRST_SLOT
+
+
+def refuse_slots(ids_BT: Tensor | None) -> None:
+    """Raise :class:`LostBinding` for a text with slots where nothing is bound to fill them."""
+    if has_slots(ids_BT):
+        raise LostBinding("the text has slots for virtual tokens and nothing is bound to fill them; call bind() first")
+
+
+def check_slots(rows: Rows, ids_BT: Tensor) -> None:
+    """Raise :class:`BatchMismatch` unless each row has one slot for each virtual token that it carries in its text."""
+    counts = [0 if x is None else len(x) for x in rows.prompts]
+    want_B = rows.pick(torch.tensor([*counts, 0], device=ids_BT.device))
+    slots_BT = ids_BT >= FIRST_SLOT
+    got_B = slots_BT.sum(1)
+    last_B = torch.where(slots_BT, ids_BT - FIRST_SLOT, -1).amax(1)
+    wrong = ((got_B != want_B) | (last_B != want_B - 1)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        want = int(want_B.expand(len(ids_BT))[row])
+        raise BatchMismatch(
+            f"row {row} of the batch has {int(got_B[row])} slots for virtual tokens and carries {want} to fill them; "
+            "write the text by the template that the virtual tokens were trained with"
+        )
+
+
+def filled(embeddings: nn.Module, rows: Rows, ids_BT: Tensor) -> Tensor:
+    """``[B, T, E]``: the embeddings of the text with each slot's virtual token in its place, with the graph to it."""
+    slots_BT = ids_BT >= FIRST_SLOT
+    text_BTE: Tensor = embeddings(torch.where(slots_BT, 0, ids_BT))
+    longest = max(0 if x is None else len(x) for x in rows.prompts)
+    padded = [
+        text_BTE.new_zeros(longest, text_BTE.shape[-1])
+        if x is None
+        else nn.functional.pad(x.to(text_BTE), (0, 0, 0, longest - len(x)))
+        for x in rows.prompts
+    ]
+    prompts_UPE = torch.stack([*padded, text_BTE.new_zeros(longest, text_BTE.shape[-1])])
+    number_B = torch.zeros(len(ids_BT), dtype=torch.long, device=ids_BT.device) if rows.row_of is None else rows.row_of
+    place_BT = torch.where(slots_BT, ids_BT - FIRST_SLOT, 0)
+    return torch.where(slots_BT[..., None], prompts_UPE[number_B[:, None], place_BT], text_BTE)
+
+
+def text_positions(tokens: Tensor, given: dict[str, object]) -> Tensor:
+    """``[B or 1, T]``: the number of each text token in its row, counted from the row's first real token."""
+    positions = given.get("position_ids")
+    if isinstance(positions, Tensor):
+        return positions
+    mask = given.get("attention_mask")
+    num_tokens = tokens.shape[1]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
+    start = past_length(given)
+    return torch.arange(start, start + num_tokens, device=tokens.device)[None]
+
+
+def past_length(given: dict[str, object]) -> int:
+    """How many text tokens the cache already holds."""
+    past = given.get("past_key_values")
+    return 0 if past is None else int(past.get_seq_length())  # type: ignore[attr-defined]

@@ -1,0 +1,140 @@
+"""Which virtual tokens each row of a batch carries, stacked as attention and the embeddings take them.
+
+Knows nothing of models. Legend: B batch, P virtual tokens, E width of embeddings, K key-value heads, H head width,
+U distinct virtual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from epigraph.errors import BadValue, BatchMismatch
+from epigraph.virtual import KVPrefix, LayerKV, Site, SoftPrompt, VirtualTokens
+
+# What a row carries in attention whose virtual tokens stand in its text.
+_NOTHING = KVPrefix(sites={}, text_start=0)
+
+
+class Rows:
+    """Which virtual tokens each row of a batch carries. ``row_of[b]`` numbers them, -1 is none; None: all the first.
+
+    ``length_U``, ``start_U``, ``always_U`` and ``late_U`` describe the distinct prefixes, with one empty prefix at the
+    end for the rows that carry none. ``copies`` rows in a row are beams of one text; ``source_B`` is the number of
+    text tokens in each row that ask, which an infix needs.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[VirtualTokens],
+        row_of: Sequence[int] | None,
+        device: torch.device,
+        *,
+        copies: int = 1,
+        sources: Sequence[int] | None = None,
+    ) -> None:
+        self.tokens = tuple(tokens)
+        self.prefixes = tuple(x if isinstance(x, KVPrefix) else _NOTHING for x in tokens)
+        self.prompts = tuple(x.embeddings_PE if isinstance(x, SoftPrompt) else None for x in tokens)
+        self.copies = copies
+        self.device = device
+        self.row_of = None if row_of is None else torch.tensor(row_of, device=device)
+        lengths = [p.num_virtual_tokens for p in self.prefixes]
+        self.longest = max(lengths, default=0)
+        self.even = len(set(lengths)) <= 1 and (row_of is None or min(row_of, default=0) >= 0)
+        self.length_U = torch.tensor([*lengths, 0], device=device)
+        self.start_U = torch.tensor([*(p.text_start for p in self.prefixes), 0], device=device)
+        self.always_U = torch.tensor([*(p.visibility != "window" for p in self.prefixes), True], device=device)
+        self.late_U = torch.tensor([*(p.visibility == "answer" for p in self.prefixes), False], device=device)
+        self.has_infix = any(p.visibility == "answer" for p in self.prefixes)
+        self.source_B = None if sources is None else torch.tensor(list(sources), device=device)
+
+    def for_batch(self, num_rows: int) -> Rows:
+        """These rows for a batch of ``num_rows``: all of them, or one a text where beams are not laid out yet.
+
+        Raises :class:`BatchMismatch` unless such a batch can carry them.
+        """
+        if self.row_of is None or len(self.row_of) == num_rows:
+            return self
+        if self.copies > 1 and len(self.row_of) == num_rows * self.copies:
+            sources = None if self.source_B is None else self.source_B.tolist()[:: self.copies]
+            return Rows(self.tokens, self.row_of.tolist()[:: self.copies], self.device, sources=sources)
+        raise BatchMismatch(
+            f"prefixes are bound for {len(self.row_of)} rows, the batch has {num_rows}; bind one prefix a row "
+            "(with copies=num_beams under beam search), or a single prefix for all"
+        )
+
+    def pick(self, values_U: Tensor) -> Tensor:
+        """``[B]`` (or ``[1]`` where all rows carry the same prefix) out of one value a distinct prefix."""
+        return values_U[:1] if self.row_of is None else values_U[self.row_of]
+
+    def absent(self, site: Site, layer: int) -> tuple[int, ...]:
+        """The numbers of the distinct prefixes that have no virtual tokens in this layer."""
+        return tuple(number for number, prefix in enumerate(self.prefixes) if _at(prefix, site, layer) is None)
+
+    def stacked(self, site: Site, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows' virtual keys and values, left-padded, each ``[B or 1, K, P, H]`` in ``like``'s dtype."""
+        keys, values = [], []
+        for prefix in self.prefixes:
+            kv = _at(prefix, site, layer)
+            k, v = (None, None) if kv is None else (kv.keys_PKH, kv.values_PKH)
+            keys.append(self._padded(k, like))
+            values.append(self._padded(v, like))
+        if self.row_of is not None and not self.even:
+            keys.append(self._padded(None, like))
+            values.append(self._padded(None, like))
+        both = (torch.stack(x).transpose(1, 2) for x in (keys, values))
+        k_UKPH, v_UKPH = ((x if self.row_of is None else x[self.row_of]) for x in both)
+        return k_UKPH, v_UKPH
+
+    def _padded(self, x_PKH: Tensor | None, like: Tensor) -> Tensor:
+        if x_PKH is None:
+            return like.new_zeros(self.longest, like.shape[1], like.shape[3])
+        x_PKH = x_PKH.to(like.dtype)
+        missing = self.longest - x_PKH.shape[0]
+        return nn.functional.pad(x_PKH, (0, 0, 0, 0, missing, 0)) if missing else x_PKH
+
+
+def _at(prefix: KVPrefix, site: Site, layer: int) -> LayerKV | None:
+    layers = prefix.sites.get(site)
+    return None if layers is None else layers[layer]
+
+
+def rows_for(
+    tokens: VirtualTokens | Sequence[VirtualTokens | None] | None,
+    carried: Callable[[VirtualTokens], VirtualTokens],
+    device: torch.device,
+    *,
+    copies: int,
+    sources: Sequence[int] | None,
+) -> Rows:
+    """What ``bind()`` was given, as rows; ``carried`` makes each one ready, once however many rows carry it."""
+    laid_out = None if sources is None else [number for number in sources for _ in range(copies)]
+    if tokens is None:
+        return Rows([], None, device)
+    if isinstance(tokens, VirtualTokens):
+        return Rows([carried(tokens)], None, device, sources=laid_out)
+    distinct: dict[int, tuple[int, VirtualTokens]] = {}
+    row_of: list[int] = []
+    for one in _several(tokens):
+        if one is None:
+            row_of += [-1] * copies
+            continue
+        if id(one) not in distinct:
+            distinct[id(one)] = (len(distinct), carried(one))
+        row_of += [distinct[id(one)][0]] * copies
+    if not row_of:
+        raise BatchMismatch("bind() was given no rows; give one prefix, or one a row")
+    return Rows([one for _, one in distinct.values()], row_of, device, copies=copies, sources=laid_out)
+
+
+def _several(tokens: object) -> Sequence[VirtualTokens | None]:
+    """Rows of virtual tokens; raises :class:`BadValue` for what is none, a path or a Tuned, say."""
+    rows: Sequence[Any] = tokens if isinstance(tokens, list | tuple) else [tokens]
+    wrong = next((type(one).__name__ for one in rows if not (one is None or isinstance(one, VirtualTokens))), None)
+    if wrong is not None:
+        raise BadValue(f"bind() was given a {wrong}, expected virtual tokens; write epigraph.load(path).prefix")
+    return rows

@@ -1,0 +1,125 @@
+"""The text contract of a run: what the task asks for, as the kind of model reads it, with the recipe's changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from epigraph.contract import MASK, Decoding, Layout, TextContract
+from epigraph.errors import BadValue
+from epigraph.frozen.inputs import SENTINEL, chat_template_hash
+from epigraph.frozen.model import FrozenModel
+from epigraph.methods.p_tuning import PTuningConfig
+from epigraph.methods.prompt_tuning import PromptTuningConfig
+from epigraph.tasks.base import Task
+from epigraph.train.recipe import Recipe
+
+# P-Tuning without places in its template: as many virtual tokens in front as prompt-tuning has.
+DEFAULT_SLOTS = 20
+
+
+def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContract:
+    """The task's text contract with the recipe's changes. Raises :class:`BadValue` for what does not go together.
+
+    Start and end tokens stand where the tokenizer puts them by itself; virtual tokens that are trained as embeddings
+    for a model that reads both ways get places in front of the template.
+    """
+    text = recipe.text
+    template = text.input_template or task.input_template
+    layout = text.layout or _layout(frozen, template)
+    begins, ends = _edges(frozen)
+    max_target = text.max_target_tokens or task.max_target_tokens
+    chosen: dict[str, Any] = {
+        "input_template": _with_slots(recipe, frozen, template if layout == "continuation" else template.rstrip("\n")),
+        "target_template": text.target_template
+        or (f"{SENTINEL}{{target}}" if text.target_sentinel else task.target_template),
+        "layout": layout,
+        "bos": begins if text.bos is None else text.bos,
+        "ends_source": (ends and layout != "continuation") if text.ends_source is None else text.ends_source,
+        "eos": (layout in ("continuation", "answer")) if text.eos is None else text.eos,
+        "labels": task.labels if text.labels is None else text.labels,
+        "label_words": task.label_words if text.label_words is None and text.labels is None else text.label_words or (),
+        "pooling": text.pooling,
+        "stop": text.stop,
+        "max_source_tokens": text.max_source_tokens or task.max_source_tokens,
+        "max_target_tokens": max_target,
+        "decoding": Decoding(max_new_tokens=max_target),
+        "chat_template_hash": chat_template_hash(frozen.tokenizer) if task.is_chat else None,
+    }
+    _refuse_silence(frozen, layout, chosen)
+    try:
+        contract = TextContract.model_validate(chosen)
+    except ValidationError as wrong:
+        raise BadValue(f"text: {wrong.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    _check(recipe, frozen, contract)
+    return contract
+
+
+def _refuse_silence(frozen: FrozenModel, layout: Layout, chosen: Mapping[str, Any]) -> None:
+    if frozen.kind not in ("masked", "encoder") or layout != "label" or chosen["labels"]:
+        return
+    if frozen.kind == "encoder":
+        raise BadValue(
+            f"{frozen.name} has no language-modelling head, so that it says no words; give text.labels for a head to "
+            "choose from, and an input template without [MASK]"
+        )
+    raise BadValue(
+        f"{frozen.name} is a masked model; give an input template with [MASK], where it says the answer, or "
+        "text.labels for a head to choose from"
+    )
+
+
+def _layout(frozen: FrozenModel, template: str) -> Layout:
+    match frozen.kind:
+        case "causal":
+            return "continuation"
+        case "encoder-decoder":
+            return "answer"
+        case _:
+            return "cloze" if MASK in template and frozen.kind == "masked" else "label"
+
+
+def _edges(frozen: FrozenModel) -> tuple[bool, bool]:
+    """Whether the tokenizer by itself puts a start token before a text, and an end token behind it."""
+    names, ids = frozen.tokenizer, frozen.tokenizer("a").input_ids
+    starts = {x for x in (names.bos_token_id, names.cls_token_id) if x is not None}
+    ends = {x for x in (names.eos_token_id, names.sep_token_id) if x is not None}
+    return ids[:1] != [] and ids[0] in starts, ids[-1:] != [] and ids[-1] in ends
+
+
+def _with_slots(recipe: Recipe, frozen: FrozenModel, template: str) -> str:
+    method = recipe.method
+    count = None
+    if isinstance(method, PTuningConfig):
+        count = method.num_virtual_tokens or DEFAULT_SLOTS
+    elif isinstance(method, PromptTuningConfig) and frozen.kind != "causal":
+        count = method.num_virtual_tokens
+    has_slots = TextContract.model_construct(input_template=template).is_placed
+    return template if count is None or has_slots else f"{{{count}}}{template}"
+
+
+def _check(recipe: Recipe, frozen: FrozenModel, contract: TextContract) -> None:
+    method = recipe.method
+    given = "recipe.text.layout is" if recipe.text.layout else "the layout is"
+    fits = {
+        "causal": ("continuation",),
+        "encoder-decoder": ("answer",),
+        "masked": ("cloze", "label", "tags"),
+        "encoder": ("label", "tags"),
+    }[frozen.kind]
+    if contract.layout not in fits:
+        raise BadValue(
+            f"{given} {contract.layout!r}, {frozen.name} ({frozen.kind}) can be asked by {' or '.join(fits)}"
+        )
+    if contract.num_slots and not isinstance(method, PromptTuningConfig | PTuningConfig):
+        raise BadValue(
+            f"the template has places for {contract.num_slots} virtual tokens, and method {method.name} makes keys and "
+            "values, which stand in front of everything; take the places out, or use method p-tuning"
+        )
+    if contract.num_slots and method.num_virtual_tokens not in (None, contract.num_slots):
+        raise BadValue(
+            f"method.num_virtual_tokens is {method.num_virtual_tokens}, the template has places for "
+            f"{contract.num_slots}; make them equal"
+        )
