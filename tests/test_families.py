@@ -40,6 +40,7 @@ from families import FAMILIES, KINDS, METHODS, SITES, cell, cells, markdown, tin
 
 SOURCES = ("red fox", "a hen", "the old grey wolf", "owl")
 YES = [pair for pair in cells() if cell(*pair) is True]
+RECOMPUTED = ("prefix, raw", "prefix with a label head", "P-tuning, raw")
 NO = [pair for pair in cells() if cell(*pair) is not True]
 
 
@@ -271,6 +272,27 @@ def test_each_site_reaches_every_decoder_position(family: str, site: str) -> Non
     behind = logits(ready, trained(ready), ready.rows)
     for x, y in zip(bare, behind, strict=True):
         assert ((x - y).abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("family", [x for x in FAMILIES if KINDS[x] != "causal"])
+def test_recomputed_layers_give_the_same_gradients(family: str) -> None:
+    """Their dropout stays off, wherever a family keeps its rate, and comes back as it was."""
+    ready = prepared(family, next(method for method in RECOMPUTED if (family, method) in YES))
+    frozen = ready.frozen
+    states = [dict(vars(layer)) for layer in frozen._layers]
+    found = []
+    for on in (False, True):
+        frozen.checkpoint_activations(on)
+        method = trained(ready)
+        out, right = answer_logits(frozen, collate(ready.rows, 0), method(), head_of(method))
+        torch.nn.functional.cross_entropy(out, right).backward()
+        found.append((out, [x.grad for x in method.parameters() if x.grad is not None]))
+    frozen.checkpoint_activations(False)
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1]
+    assert all(torch.equal(x, y) for x, y in zip(found[0][1], found[1][1], strict=True))
+    rates = [{name: rate for name, rate in own.items() if "dropout" in name} for own in states]
+    assert [{name: vars(x)[name] for name in own} for x, own in zip(frozen._layers, rates, strict=True)] == rates
 
 
 @pytest.mark.parametrize("family", [x for x in FAMILIES if KINDS[x] in ("masked", "encoder")])

@@ -11,13 +11,26 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from epigraph.errors import ReentrantCheckpointing
 
+# Where a layer's own dropout rates wait meanwhile.
+RATES = "_epigraph_dropout_rates"
+
 
 def recompute(layers: Iterable[GradientCheckpointingLayer], on: bool) -> None:
-    """Let the layers run again in the backward pass, or not. Their own flags change, not those of what is inside."""
+    """Let the layers run again in the backward pass, or not. Their own flags change, not those of what is inside.
+
+    A layer recomputes only while its ``training`` is on, and those of OPT and BART then drop out by that same flag: the
+    rates that a layer keeps as plain numbers are 0 while it is on.
+    """
     for layer in layers:
+        own = vars(layer)
         layer.gradient_checkpointing = on
-        vars(layer)["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
+        own["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
         layer.training = on
+        if not on:
+            own.update(own.pop(RATES, {}))
+        elif RATES not in own:
+            own[RATES] = {name: rate for name, rate in own.items() if "dropout" in name and isinstance(rate, float)}
+            own.update(dict.fromkeys(own[RATES], 0.0))
 
 
 def refuse_reentrant(layers: Iterable[GradientCheckpointingLayer]) -> None:
