@@ -52,8 +52,12 @@ def main() -> None:
         "versions": versions(),
     }
     write_json(options.json, found)
-    print(table(found))
-    print(metrics_table(found))
+    print("\n\n".join(tables(found)))
+
+
+def tables(found: dict[str, Any]) -> list[str]:
+    """What docs/results.md shows of a record."""
+    return [table(found), metrics_table(found)]
 
 
 def table(found: dict[str, Any]) -> str:

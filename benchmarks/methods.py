@@ -125,7 +125,7 @@ def main() -> None:
         "versions": versions(),
     }
     write_json(options.json, record)
-    print(markdown(record))
+    print("\n\n".join(tables(record)))
 
 
 def linear_probe(table: Table, seed: int, folder: Path) -> dict[str, Any]:
@@ -185,6 +185,11 @@ def recipe_of(table: Table, *more: str) -> Recipe:
             word = f"{names.get(word, 'training.' + word[2:].replace('-', '_'))}={words.pop(0)}"
         changes.append(word)
     return read_recipe(None, parse_changes(changes))
+
+
+def tables(found: Mapping[str, Any]) -> list[str]:
+    """What docs/results.md shows of a record."""
+    return [markdown(found)]
 
 
 def markdown(found: Mapping[str, Any]) -> str:
