@@ -79,7 +79,8 @@ TREC = Table(
 LAMA = {
     f"lama-{relation}": Table(
         title=f"SmolLM2-135M, LAMA T-REx {relation}, 80 steps of 8, P@1 on the first 500 test facts",
-        train=f"--model smollm2-135m --task lama-{relation} --steps 80 --batch-size 8 --precision fp32 data.dev_limit=64",
+        train=f"--model smollm2-135m --task lama-{relation} --steps 80 --batch-size 8 --precision fp32 "
+        "data.dev_limit=64",
         evaluate=f"--task lama-{relation} --split test --limit 500",
         metric="p_at_1",
         systems={"P-tuning (3, subject, 3), LSTM": ("--method", "p-tuning", f"text.input_template={PLACES}")},

@@ -27,7 +27,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from conftest import IDS, MAKERS, VOCABULARY, WIDTHS, grown, tiny_tokenizer
+from conftest import IDS, MAKERS, VOCABULARY, WIDTHS, WINDOWED, grown, tiny_tokenizer
 from epigraph.errors import BadValue, EpigraphError, GeometryMismatch, SharedLayers
 from epigraph.frozen.model import FrozenModel
 
@@ -102,6 +102,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "prefix, decoder.self": ({**PREFIX, "sites": ["decoder.self"]}, {}),
     "prefix, decoder.cross": ({**PREFIX, "sites": ["decoder.cross"]}, {}),
     "infix": ({**PREFIX, "place": "infix"}, {}),
+    "infix, code's": ({**PREFIX, "place": "infix-code"}, {}),
     "prompt, raw": (PROMPT, {}),
     "prompt, residual": ({**PROMPT, "parameterization": "residual", "mlp_width": 16}, {}),
     "prompt, MLP (embedding-only)": ({**PROMPT, "parameterization": "mlp", "mlp_width": 16}, {}),
@@ -132,7 +133,8 @@ def cell(family: str, method: str) -> Cell:
         ("layout" not in text and kind == "encoder", (BadValue, "has no language-modelling head")),
         (is_prefix and family == "albert", (SharedLayers, "share one attention module")),
         (not set(sites) <= set(SITES[kind]), (GeometryMismatch, "the model has no ")),
-        (table.get("place") == "infix" and kind != "causal", (BadValue, "has an encoder")),
+        (str(table.get("place")).startswith("infix") and kind != "causal", (BadValue, "has an encoder")),
+        (table.get("place") == "infix-code" and family in WINDOWED, (GeometryMismatch, "with a window forget it")),
     ]
     return next((reason for holds, reason in refusals if holds), True)
 
@@ -176,6 +178,7 @@ WHY = {
     "has no language-modelling head": "`BadValue`: an encoder without a language-modelling head says no words.",
     "share one attention module": "`SharedLayers`: one attention module serves all layers, none has keys of its own.",
     "has an encoder": "`BadValue`: an infix stands between source and answer of one text.",
+    "with a window forget it": "`GeometryMismatch`: its layers with a window forget what the model read there.",
     "the model has no ": "`GeometryMismatch`: the model has no such site.",
 }
 

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from attacks.make import ATTACKS, KEYS, Raw, soft
+from attacks.make import ATTACKS, KEYS, Raw, infix, soft
 from epigraph import errors
 from epigraph.artifact import FILE_NAME, Artifact, find, inspect, load, save
 from epigraph.artifact.container import Entry
@@ -318,6 +318,12 @@ def test_the_attacks_stand_on_a_sound_file(tmp_path: Path) -> None:
     tokens = load(tmp_path / FILE_NAME).tokens
     assert isinstance(tokens, SoftPrompt)
     assert tokens.placed
+    infix().write(tmp_path / FILE_NAME)
+    tokens = load(tmp_path / FILE_NAME).tokens
+    assert isinstance(tokens, KVPrefix)
+    assert tokens.embeddings_PE is not None
+    assert torch.equal(tokens.embeddings_PE, torch.ones(2, 8))
+    assert inspect(tmp_path / FILE_NAME)["num_numbers"] == 28
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -365,7 +371,7 @@ def test_every_attack_is_refused_by_name_and_at_once(name: str, tmp_path: Path) 
             "template_of_more_slots_than_tokens",
             "header: the template has places for 3 virtual tokens, expected 2 or none",
         ),
-        ("template_of_slots_for_keys_and_values", "places for 2 virtual tokens, which kind kv does not have"),
+        ("template_of_slots_for_keys_and_values", "places for 2 virtual tokens, kind kv has such with"),
         ("template_of_many_slots", "contract.input_template: the template has more than 65536 virtual tokens; take"),
         ("text_starts_past_the_positions", "header: text_start 128 is not below max_positions 128"),
     ],

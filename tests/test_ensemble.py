@@ -214,6 +214,8 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         generate_ensemble(frozen, PROMPTS, members, Decoding(num_beams=3))
     with pytest.raises(BadValue, match=r"mean is 'harmonic', expected one of geometric, arithmetic$"):
         generate_ensemble(frozen, PROMPTS, members, GREEDY, mean="harmonic")  # type: ignore[arg-type]
+    with pytest.raises(BadValue, match="was trained to stand alone before the text"):
+        Ensemble(members=tuple(members), mean="concatenate")  # type: ignore[arg-type]
     with pytest.raises(BadValue, match="the ensemble has no members"):
         Ensemble(members=())
     with pytest.raises(GeometryMismatch):
@@ -337,9 +339,10 @@ def test_flags_that_do_not_go_together(
     prefix, prompt = runs
     evaluate = ["evaluate", prefix, "--data", rows, "--precision", "fp32"]
     pair = ["--with", prompt]
-    assert "--mean is 'best', expected geometric, arithmetic, majority" in fails(
+    assert "--mean is 'best', expected one of geometric, arithmetic, majority" in fails(
         capsys, *evaluate, *pair, "--mean", "best"
     )
+    assert "none to have another beside it" in fails(capsys, *evaluate, *pair, "--mean", "concatenated")
     assert "got --mean arithmetic without --with" in fails(capsys, *evaluate, "--mean", "arithmetic")
     assert "got both --untouched and --with" in fails(capsys, *evaluate, *pair, "--untouched")
     assert "num_beams is 2, expected 1" in fails(capsys, *evaluate, *pair, "--num-beams", "2")

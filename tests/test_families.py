@@ -6,7 +6,7 @@ Guarantees 1 to 4 and 8. The slow twin is the row alone; batches have rows of se
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,16 +14,25 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from conftest import random_prefix
 from epigraph import artifact
 from epigraph.artifact import Artifact
 from epigraph.contract import Decoding
-from epigraph.errors import BadValue, BatchMismatch, CannotLower, EpigraphError, LostBinding, SharedLayers
+from epigraph.errors import (
+    BadValue,
+    BatchMismatch,
+    CannotLower,
+    EpigraphError,
+    GeometryMismatch,
+    LostBinding,
+    SharedLayers,
+)
 from epigraph.frozen.answers import answer_logits
 from epigraph.frozen.ask import answers
 from epigraph.frozen.batch import collate
-from epigraph.frozen.inputs import Codec, Encoded, pad
+from epigraph.frozen.inputs import FIRST_SLOT, Codec, Encoded, pad
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import Method
 from epigraph.tasks.base import Example, Task
@@ -49,9 +58,18 @@ def family_of(family: str, attention_name: str = "sdpa") -> FrozenModel:
     return tiny_family(family, attention_name)
 
 
-def prepared(family: str, method: str, *, attention_name: str = "sdpa", seed: int = 0, **changes: object) -> Prepared:
+def prepared(
+    family: str,
+    method: str,
+    *,
+    attention_name: str = "sdpa",
+    seed: int = 0,
+    text: Mapping[str, object] | None = None,
+    **changes: object,
+) -> Prepared:
     """What a run needs, on a tiny model, without a file; targets fit the layout."""
-    table, text = METHODS[method]
+    table, usual = METHODS[method]
+    text = usual if text is None else text
     if KINDS[family] == "masked" and not text:
         text = {"input_template": "{source} is [MASK]."}
     frozen = family_of(family, attention_name)
@@ -136,6 +154,7 @@ def test_a_step_changes_the_method_and_nothing_else(family: str, method: str) ->
         if isinstance(tokens, KVPrefix)
         else [tokens.embeddings_PE]
     )
+    live += [tokens.embeddings_PE] if isinstance(tokens, KVPrefix) and tokens.embeddings_PE is not None else []
     for x in live:
         x.retain_grad()
     out, right = answer_logits(frozen, collate(ready.rows, 0), tokens, head_of(made))
@@ -427,10 +446,60 @@ def test_an_infix_is_unseen_by_the_source_and_seen_by_the_answer() -> None:
         frozen.model(input_ids=ids)
 
 
-def test_an_infix_decodes_as_it_was_trained() -> None:
+@pytest.mark.parametrize("attention_name", ["sdpa", "eager"])
+def test_the_authors_infix_is_read_and_then_added_to(attention_name: str) -> None:
+    """Their way, in two passes: what the model makes of x and the infix, the trained part added, then the rest."""
+    ready = prepared("llama", "infix, code's", attention_name=attention_name)
+    tokens = trained(ready).fold()
+    assert isinstance(tokens, KVPrefix)
+    assert tokens.embeddings_PE is not None
+    frozen, num = ready.frozen, tokens.num_virtual_tokens
+    row = ready.rows[2]
+    behind = 1 + max(at for at, token in enumerate(row.ids) if token >= FIRST_SLOT)
+    text = torch.tensor([token for token in row.ids if token < FIRST_SLOT])
+    asked, rest = text[: behind - num], text[behind - num :]
+    cache = DynamicCache()
+    with torch.no_grad():
+        read = torch.cat([frozen.model.get_input_embeddings()(asked), tokens.embeddings_PE])[None]
+        frozen.model(inputs_embeds=read, past_key_values=cache)
+        for own, (_, _, layer) in zip(cache.layers, tokens.layers(), strict=True):
+            own.keys[:, :, -num:] += layer.keys_PKH.transpose(0, 1)
+            own.values[:, :, -num:] += layer.values_PKH.transpose(0, 1)
+        want = frozen.model(input_ids=rest[None], past_key_values=cache).logits[0]
+    (got,) = logits(ready, None, [row], tokens)
+    assert_same(got, want[-len(got) - 1 : -1], 1e-5)
+
+
+def test_an_infix_that_the_model_reads_wants_its_places() -> None:
+    """As many slots as virtual tokens, behind the source and with text behind them."""
+    ready = prepared("llama", "infix, code's")
+    tokens = trained(ready).fold()
+    assert ready.codec.contract.input_template == "{source}{4}\n"
+    with pytest.raises(BatchMismatch, match="0 slots for virtual tokens and carries 4"), ready.frozen.bind(tokens):
+        ready.frozen.model(input_ids=torch.tensor([[5, 6, 7]]))
+    for template in ("{source}{4}", "{4}{source}\n", "{2}{source}{2}\n", "{source}{3}\n"):
+        with pytest.raises(BadValue, match=r"one place for the infix|make them equal"):
+            prepared("llama", "infix, code's", text={"input_template": template})
+    plain = replace(tokens, visibility="always")
+    with pytest.raises(GeometryMismatch, match="expected 'answer'"), ready.frozen.bind(plain):
+        pass
+
+
+def test_steps_from_a_cache_that_nothing_was_read_into_are_refused() -> None:
+    ready = prepared("llama", "infix, code's")
+    tokens, cache = trained(ready).fold(), DynamicCache()
+    with torch.no_grad():
+        ready.frozen.model(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=cache)
+        with pytest.raises(BatchMismatch, match="read the text in the same bind"):  # noqa: SIM117
+            with ready.frozen.bind(tokens, sources=[3]):
+                ready.frozen.model(input_ids=torch.tensor([[8]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("method", ["infix", "infix, code's"])
+def test_an_infix_decodes_as_it_was_trained(method: str) -> None:
     from epigraph.frozen.generate import generate
 
-    ready = prepared("llama", "infix")
+    ready = prepared("llama", method)
     tokens = trained(ready).fold()
     asked = [ready.codec.source(fields(x)) for x in ready.task.load("test")]
     new = generate(ready.frozen, [x.ids for x in asked], tokens, Decoding(max_new_tokens=6, min_new_tokens=6))

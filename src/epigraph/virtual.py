@@ -144,11 +144,14 @@ class KVPrefix:
     position ``text_start - P + j``. ``visibility`` says who sees it: ``always`` everyone, also in a windowed layer;
     ``window`` the positions that the model's own rule allows; ``answer`` the source's last token, which says the
     answer's first, and what follows: an infix. (Li & Liang 2021, section 4.2 and eq. 3; infix: section 7.3.)
+    With ``embeddings_PE`` the model itself reads those at the slots of the text contract's template; what it makes of
+    them is replaced, for those who see the infix, by its sum with these keys and values (the authors' code).
     """
 
     sites: Mapping[Site, tuple[LayerKV | None, ...]]
     text_start: int
     visibility: Visibility = "always"
+    embeddings_PE: Tensor | None = None
 
     def layers(self) -> Iterator[tuple[Site, int, LayerKV]]:
         """Every layer that has virtual tokens, as (site, layer number, its keys and values)."""
@@ -165,15 +168,22 @@ class KVPrefix:
     @property
     def num_numbers(self) -> int:
         """How many numbers the prefix holds."""
-        return sum(x.keys_PKH.numel() + x.values_PKH.numel() for _, _, x in self.layers())
+        read = 0 if self.embeddings_PE is None else self.embeddings_PE.numel()
+        return read + sum(x.keys_PKH.numel() + x.values_PKH.numel() for _, _, x in self.layers())
+
+    @property
+    def placed(self) -> bool:
+        """Whether the text has slots for them."""
+        return self.embeddings_PE is not None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> KVPrefix:
-        """The same prefix with ``change`` applied to every ``[P, K, H]`` tensor."""
+        """The same prefix with ``change`` applied to every tensor."""
         sites: dict[Site, tuple[LayerKV | None, ...]] = {
             site: tuple(x and LayerKV(keys_PKH=change(x.keys_PKH), values_PKH=change(x.values_PKH)) for x in layers)
             for site, layers in self.sites.items()
         }
-        return KVPrefix(sites=sites, text_start=self.text_start, visibility=self.visibility)
+        read = self.embeddings_PE if self.embeddings_PE is None else change(self.embeddings_PE)
+        return replace(self, sites=sites, embeddings_PE=read)
 
     def to(self, where: torch.device | torch.dtype | str) -> KVPrefix:
         """On another device or in another dtype."""
@@ -204,9 +214,25 @@ class KVPrefix:
             raise GeometryMismatch(
                 "an infix stands between source and answer, the model does not read both as one text"
             )
+        if self.embeddings_PE is not None:
+            self._check_read(self.embeddings_PE, geometry)
         if self.visibility not in VISIBILITIES:
             raise GeometryMismatch(f"visibility is {self.visibility!r}, expected one of {', '.join(VISIBILITIES)}")
         check_text_start(self.text_start, geometry)
+
+    def _check_read(self, embeddings_PE: Tensor, geometry: Geometry) -> None:
+        want = [self.num_virtual_tokens, geometry.embedding_dim]
+        if list(embeddings_PE.shape) != want:
+            raise GeometryMismatch(f"the infix's embeddings are {list(embeddings_PE.shape)}, expected {want}")
+        if self.visibility != "answer":
+            raise GeometryMismatch(
+                f"visibility is {self.visibility!r}, expected 'answer' for keys and values that are added to a text's"
+            )
+        if geometry.has_windows:
+            raise GeometryMismatch(
+                "an infix that the model reads needs what was read later, and layers with a window forget it; "
+                "use method.place = 'infix'"
+            )
 
 
 # What a method makes and a model is bound to.

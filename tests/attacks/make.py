@@ -130,6 +130,15 @@ def soft() -> Raw:
     return Raw(fields=fields, tensors={SOFT: ("F32", [2, 8], ONE * 16)})
 
 
+def infix() -> Raw:
+    """A sound file with both: embeddings that the model reads, and what is added to its keys and values there."""
+    raw = Raw()
+    raw.fields |= {"visibility": "answer", "text_start": 0}
+    raw.fields["contract"]["input_template"] = "{source}{2}\n"
+    raw.tensors |= soft().tensors
+    return raw
+
+
 def container(text: bytes, data: bytes, length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -747,6 +756,38 @@ def keys_and_values_with_embeddings(path: Path) -> None:
     """Both kinds in one file, the other way round."""
     raw = Raw()
     raw.tensors |= soft().tensors
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def infix_without_embeddings(path: Path) -> None:
+    """Places in the text with nothing for the model to read there."""
+    raw = infix()
+    del raw.tensors[SOFT]
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def infix_of_more_embeddings(path: Path) -> None:
+    """More embeddings than keys and values to add to what is made of them."""
+    raw = infix()
+    raw.tensors[SOFT] = ("F32", [3, 8], ONE * 24)
+    raw.write(path)
+
+
+@caught_as(BadTensor)
+def infix_of_embeddings_alone(path: Path) -> None:
+    """Nothing to add in any layer, so that the kind is a lie."""
+    raw = infix()
+    raw.tensors = {SOFT: raw.tensors[SOFT]}
+    raw.write(path)
+
+
+@caught_as(BadHeader)
+def infix_that_everyone_sees(path: Path) -> None:
+    """Added to what the model made of the places before it was made."""
+    raw = infix()
+    raw.fields["visibility"] = "always"
     raw.write(path)
 
 

@@ -11,7 +11,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attacks.make import ATTACKS, INFINITY, KEYS, LARGEST, NAN, ONE, SOFT, VALUES, Raw, canonical, container, soft
+from attacks.make import (
+    ATTACKS,
+    INFINITY,
+    KEYS,
+    LARGEST,
+    NAN,
+    ONE,
+    SOFT,
+    VALUES,
+    Raw,
+    canonical,
+    container,
+    infix,
+    soft,
+)
 
 LARGEST_SEED = 1 << 14
 ODD: tuple[Any, ...] = (
@@ -234,4 +248,11 @@ def _sound() -> dict[str, Raw]:
     layers = sites.fields["geometry"]["sites"]["decoder.self"]
     sites.fields["geometry"]["sites"]["decoder.cross"] = layers
     sites.tensors |= {name.replace("self", "cross"): x for name, x in sites.tensors.items()}
-    return {"sound": Raw(), "sound_half": half, "sound_extra": extra, "sound_sites": sites, "sound_soft": soft()}
+    return {
+        "sound": Raw(),
+        "sound_half": half,
+        "sound_extra": extra,
+        "sound_sites": sites,
+        "sound_soft": soft(),
+        "sound_infix": infix(),
+    }

@@ -152,8 +152,10 @@ class Header(_Part):
     @model_validator(mode="after")
     def _fits_its_template(self) -> Header:
         num_slots = self.contract.num_slots
-        if num_slots and self.kind == "kv":
-            raise ValueError(f"the template has places for {num_slots} virtual tokens, which kind kv does not have")
+        if num_slots and self.kind == "kv" and self.visibility != "answer":
+            raise ValueError(
+                f"the template has places for {num_slots} virtual tokens, kind kv has such with visibility 'answer'"
+            )
         if num_slots not in (0, self.num_virtual_tokens):
             raise ValueError(
                 f"the template has places for {num_slots} virtual tokens, expected {self.num_virtual_tokens} or none"
@@ -169,7 +171,8 @@ class Header(_Part):
         """Names of tensors that stand in the file together or not at all, with the shape of each."""
         if self.kind == "soft":
             return {(SOFT,): (self.num_virtual_tokens, self.geometry.embedding_dim)}
-        return {
+        read = {(SOFT,): (self.num_virtual_tokens, self.geometry.embedding_dim)} if self.contract.is_placed else {}
+        return read | {
             tensor_names(site, number): (self.num_virtual_tokens, layer.num_kv_heads, layer.head_dim)
             for site, layers in self.geometry.sites.items()
             for number, layer in enumerate(layers)

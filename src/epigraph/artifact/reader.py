@@ -99,10 +99,11 @@ def _check_groups(header: Header, table: Mapping[str, Entry]) -> None:
     half = next((x for x in groups if 0 < sum(name in table for name in x) < len(x)), None)
     if half is not None:
         raise BadTensor(f"only one of {' and '.join(half)} is here, expected both or neither")
+    if (SOFT,) in groups and SOFT not in table:
+        raise BadTensor(f"{SOFT} is missing")
     stored = [name for group in groups for name in group if name in table]
-    if not stored:
-        what = f"{SOFT} is missing" if header.kind == "soft" else "no layer has keys and values, expected at least one"
-        raise BadTensor(what)
+    if header.kind == "kv" and not set(stored) - {SOFT}:
+        raise BadTensor("no layer has keys and values, expected at least one")
     dtypes = sorted({table[name].dtype for name in stored})
     if len(dtypes) != 1 or dtypes[0] not in ITEM_BYTES:
         raise BadTensor(f"virtual tokens are {shown(', '.join(dtypes))}, expected one of {', '.join(ITEM_BYTES)}")
@@ -155,6 +156,7 @@ def _virtual_tokens(header: Header, tensors: Mapping[str, Tensor]) -> VirtualTok
         sites={site: tuple(layers) for site, layers in sites.items()},
         text_start=header.text_start,
         visibility=header.visibility,
+        embeddings_PE=tensors.get(SOFT),
     )
 
 

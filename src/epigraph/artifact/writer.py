@@ -52,7 +52,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str], dtype: torch.dtype = 
 
 def _check_places(artifact: Artifact) -> None:
     """Virtual tokens stand where the template says: read back, a prompt is placed exactly if that has places."""
-    placed = isinstance(artifact.tokens, SoftPrompt) and artifact.tokens.placed
+    placed = artifact.tokens.placed
     if placed != artifact.contract.is_placed:
         where = "at places of a template that has none" if placed else "in front of a template that has places for them"
         raise GeometryMismatch(f"the virtual tokens stand {where}; make them with the contract they were trained with")
@@ -60,7 +60,7 @@ def _check_places(artifact: Artifact) -> None:
 
 def _tensors(artifact: Artifact, dtype: torch.dtype) -> dict[str, StoredTensor]:
     tensors = {name: to_stored(name, x, dtype) for name, x in _named(artifact.tokens)}
-    if not tensors:
+    if not artifact.tokens.num_virtual_tokens:
         raise BadTensor("no layer has keys and values, expected at least one")
     return tensors | {extra_name(name): to_stored(extra_name(name), x, x.dtype) for name, x in artifact.extra.items()}
 
@@ -69,6 +69,8 @@ def _named(tokens: VirtualTokens) -> Iterator[tuple[str, Tensor]]:
     if isinstance(tokens, SoftPrompt):
         yield SOFT, tokens.embeddings_PE
         return
+    if tokens.embeddings_PE is not None:
+        yield SOFT, tokens.embeddings_PE
     for site, number, layer in tokens.layers():
         yield from zip(tensor_names(site, number), (layer.keys_PKH, layer.values_PKH), strict=True)
 

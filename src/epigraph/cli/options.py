@@ -34,10 +34,10 @@ def precision_in_force(precision: str, device: str) -> str:
 def check_joining(others: Sequence[Path] | None, mean: str | None) -> None:
     """Raises what is wrong with ``--with`` and ``--mean`` before any model is loaded."""
     from epigraph.artifact import find
-    from epigraph.frozen.ensemble import JOININGS
+    from epigraph.frozen.ensemble import check_mean
 
-    if mean is not None and mean not in JOININGS:
-        raise BadValue(f"--mean is {mean!r}, expected {', '.join(JOININGS)}")
+    if mean is not None:
+        check_mean(mean, name="--mean")
     if mean is not None and not others:
         raise BadValue(f"got --mean {mean} without --with, expected --with RUN: the other artifacts of the ensemble")
     for path in others or ():

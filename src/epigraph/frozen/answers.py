@@ -6,7 +6,6 @@ Legend: B batch, T text tokens, A answer tokens, S scored tokens, V vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,9 +17,7 @@ from epigraph.errors import BadValue
 from epigraph.frozen.batch import Batch
 from epigraph.frozen.inputs import FIRST_SLOT
 from epigraph.frozen.model import FrozenModel
-from epigraph.virtual import VirtualTokens
-
-Carried = VirtualTokens | Sequence[VirtualTokens | None] | None
+from epigraph.frozen.rows import Carried
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from epigraph.contract import Decoding
 from epigraph.errors import BadValue
 from epigraph.frozen.answers import Head
@@ -41,7 +39,7 @@ def answers(
 
     Where the contract has labels the answer is one of them, with ``candidates`` one of those: the likeliest, or by an
     ensemble's joined opinion. Otherwise it is decoded; ``options`` go to transformers' ``generate``.
-    Raises :class:`BadValue` for a contract that needs a head and has none.
+    Raises :class:`BadValue` for a contract that needs a head and has none, and where a masked model would decode.
     """
     contract = codec.contract
     if contract.layout in ("label", "tags"):
@@ -54,6 +52,11 @@ def answers(
     if choices:
         likely = _joined(frozen, codec, rows, choices, tokens, batch_size, advance)
         return [choices[number] for number in likely]
+    if frozen.kind == "masked":
+        raise BadValue(
+            f"{frozen.name} is a masked model, which chooses among words and writes no text of its own; "
+            "give text.labels, or evaluate on a task that has candidates"
+        )
     decoding = decoding or contract.decoding
     prompts = [x.ids for x in asked]
     if isinstance(tokens, Ensemble):
@@ -75,6 +78,16 @@ def _joined(
     if not isinstance(tokens, Ensemble):
         scores_BN = rank(frozen, codec, rows, choices, tokens, batch_size=batch_size, advance=advance)
         return [int(x) for x in scores_BN.argmax(1)]
-    each = [rank(frozen, codec, rows, choices, one, batch_size=batch_size) for one in tokens.members]
-    advance(len(rows))
-    return [int(x) for x in tokens.choose(torch.stack(each))]
+    # Each row once a member, side by side in the same batches.
+    num_members = len(tokens.members)
+    copies = [row for row in rows for _ in tokens.members]
+    scores = rank(
+        frozen,
+        codec,
+        copies,
+        choices,
+        tokens.members * len(rows),
+        batch_size=num_members * max(1, batch_size // num_members),
+        advance=lambda count: advance(count // num_members),
+    )
+    return [int(x) for x in tokens.choose(scores.unflatten(0, (-1, num_members)).transpose(0, 1))]

@@ -64,12 +64,15 @@ class Call:
 class Run:
     """What one forward of one model carries: its rows' prefixes and the positions of its text tokens.
 
+    ``columns_BP``: the columns of keys whose text is an infix, to which the virtual ones are added; -1 is none.
+
     ``seen``, where given, collects each layer's call.
     """
 
     slots: Mapping[nn.Module, Slot]
     rows: Rows | None = None
     positions_BT: Tensor | None = None
+    columns_BP: Tensor | None = None
     seen: dict[nn.Module, Call] | None = None
     masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
@@ -86,7 +89,7 @@ class Run:
         assert self.rows is not None
         if text_mask is None:
             hides = shape.causal and shape.num_queries > 1
-            if not hides and self.rows.even and bool(virtual_BTP.all()):
+            if not hides and self.rows.even and self.columns_BP is None and bool(virtual_BTP.all()):
                 return None
             # No mask means causal from the first column on, as in sdpa: a static cache has empty columns at the end.
             ones = torch.ones(shape.num_queries, shape.num_columns, dtype=torch.bool, device=virtual_BTP.device)
@@ -98,7 +101,19 @@ class Run:
             virtual = torch.zeros_like(virtual, dtype=text_mask.dtype).masked_fill(~virtual, hidden)
         virtual = virtual.expand(-1, text_mask.shape[1], -1, -1)
         text_mask = text_mask.expand(num_rows, -1, shape.num_queries, -1)
+        if self.columns_BP is not None:
+            text_mask = self._without_read(text_mask, self.columns_BP)
         return torch.cat([virtual, text_mask], dim=-1)
+
+    def _without_read(self, text_mask: Tensor, columns_BP: Tensor) -> Tensor:
+        """Who sees the infix does not see the model's own part of it alone: the sum is among the virtual ones."""
+        slots_BC = text_mask.new_zeros(len(columns_BP), text_mask.shape[-1], dtype=torch.bool)
+        row_N, place_N = (columns_BP >= 0).nonzero(as_tuple=True)
+        slots_BC[row_N, columns_BP[row_N, place_N]] = True
+        hidden_BTC = (self._asks()[:, :, None] & slots_BC[:, None, :])[:, None]
+        if text_mask.dtype == torch.bool:
+            return text_mask & ~hidden_BTC
+        return text_mask.masked_fill(hidden_BTC, torch.finfo(text_mask.dtype).min)
 
     def _visible(self, window: int | None, absent: tuple[int, ...]) -> Tensor:
         """Which virtual tokens each query sees, ``[B or 1, T or 1, P]``; distance counts positions, never columns."""
@@ -159,7 +174,7 @@ def _attention(name: str) -> Callable[..., Any]:
                 told = attention_mask is None and _is_causal(module, None, kwargs.get("is_causal"))
                 shape = Shape(num_queries=query.shape[2], num_columns=key.shape[2], causal=told)
                 attention_mask = run.mask(attention_mask, slot, absent, shape)
-                key, value = _in_front(run.rows, slot, key, value)
+                key, value = _in_front(run, run.rows, slot, key, value)
                 _widen_bias(kwargs, run.rows.longest)
         return inner(module, query, key, value, attention_mask, **kwargs)
 
@@ -179,11 +194,20 @@ def _seen(
     )
 
 
-def _in_front(rows: Rows, slot: Slot, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _in_front(run: Run, rows: Rows, slot: Slot, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     k_BKPH, v_BKPH = rows.stacked(slot.site, slot.layer, key)
+    if run.columns_BP is not None:
+        k_BKPH, v_BKPH = k_BKPH + _at_columns(key, run.columns_BP), v_BKPH + _at_columns(value, run.columns_BP)
     num_rows = key.shape[0]
     key = torch.cat([k_BKPH.expand(num_rows, -1, -1, -1), key], dim=2)
     return key, torch.cat([v_BKPH.expand(num_rows, -1, -1, -1), value], dim=2)
+
+
+def _at_columns(x_BKCH: Tensor, columns_BP: Tensor) -> Tensor:
+    """``[B, K, P, H]``: what stands in those columns, 0 for none."""
+    there_BKPH = (columns_BP >= 0)[:, None, :, None].expand(-1, x_BKCH.shape[1], -1, x_BKCH.shape[3])
+    index_BKPH = columns_BP.clamp(min=0)[:, None, :, None].expand_as(there_BKPH)
+    return x_BKCH.gather(2, index_BKPH) * there_BKPH
 
 
 def _widen_bias(kwargs: dict[str, Any], num_virtual: int) -> None:

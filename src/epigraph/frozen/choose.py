@@ -6,7 +6,7 @@ Knows how candidates are scored; does not know what is right. Legend: B rows, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from torch import Tensor
 from epigraph.errors import BadValue
 from epigraph.frozen.answers import Head, answer_logits, row_log_probabilities
 from epigraph.frozen.batch import collate
+from epigraph.frozen.generate import Advance, carried_rows, rows_of
 from epigraph.frozen.inputs import Codec, Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
+from epigraph.frozen.rows import Carried
 from epigraph.virtual import VirtualTokens
-
-Advance = Callable[[int], None]
 
 
 def rank(
@@ -26,7 +26,7 @@ def rank(
     codec: Codec,
     rows: Sequence[Mapping[str, str]],
     candidates: Sequence[str],
-    tokens: VirtualTokens | None,
+    tokens: Carried,
     *,
     batch_size: int = 64,
     advance: Advance = lambda _: None,
@@ -39,14 +39,14 @@ def rank(
     if not candidates:
         raise BadValue("there are no candidates to choose among, expected one or more")
     ids = [codec.candidate(text) for text in candidates]
-    ready = None if tokens is None else frozen.carried(tokens)
     score = _one_pass if all(len(x) == 1 for x in ids) else _pass_each
     order = sorted(range(len(rows)), key=lambda i: -len(codec.source(rows[i]).ids))
     scores_BN = torch.empty(len(rows), len(candidates))
     with torch.inference_mode():
+        ready = carried_rows(frozen, tokens)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
-            scores_BN[numbers] = score(frozen, codec, [rows[i] for i in numbers], ids, ready).cpu()
+            scores_BN[numbers] = score(frozen, codec, [rows[i] for i in numbers], ids, rows_of(ready, numbers)).cpu()
             advance(len(numbers))
     return scores_BN
 
@@ -91,7 +91,7 @@ def _one_pass(
     codec: Codec,
     rows: Sequence[Mapping[str, str]],
     ids: Sequence[Sequence[int]],
-    tokens: VirtualTokens | None,
+    tokens: Carried,
 ) -> Tensor:
     # The first candidate stands for all of them: what is said at its place is asked for every one.
     batch = collate([_answering(codec, row, ids[0]) for row in rows], fill_token(frozen.tokenizer)).to(frozen.device)
@@ -104,7 +104,7 @@ def _pass_each(
     codec: Codec,
     rows: Sequence[Mapping[str, str]],
     ids: Sequence[Sequence[int]],
-    tokens: VirtualTokens | None,
+    tokens: Carried,
 ) -> Tensor:
     columns = []
     for candidate in ids:

@@ -221,9 +221,19 @@ def _carried(frozen: FrozenModel, prefixes: Sequence[VirtualTokens]) -> list[Vir
         return [frozen.carried(tokens) for tokens in prefixes]
 
 
-def _check(prefixes: Sequence[VirtualTokens], mean: str, known: Sequence[str]) -> None:
+def check_mean(mean: str, known: Sequence[str] = JOININGS, name: str = "mean") -> None:
+    """Raise :class:`BadValue` for what is no way to join answers, and by name for virtual tokens one after another."""
+    if mean.startswith("concat"):
+        raise BadValue(
+            f"{name} is {mean!r}, which is refused: each member was trained to stand alone before the text, none to "
+            f"have another beside it; expected one of {', '.join(known)}"
+        )
     if mean not in known:
-        raise BadValue(f"mean is {mean!r}, expected one of {', '.join(known)}")
+        raise BadValue(f"{name} is {mean!r}, expected one of {', '.join(known)}")
+
+
+def _check(prefixes: Sequence[VirtualTokens], mean: str, known: Sequence[str]) -> None:
+    check_mean(mean, known)
     if not prefixes:
         raise BadValue("the ensemble has no members, expected the virtual tokens of one artifact or more")
 

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from epigraph.contract import Decoding
 from epigraph.frozen.inputs import fill_token, pad
 from epigraph.frozen.model import FrozenModel
+from epigraph.frozen.rows import Carried
 from epigraph.virtual import VirtualTokens
 
 Advance = Callable[[int], None]
@@ -22,7 +23,7 @@ Advance = Callable[[int], None]
 def generate(
     frozen: FrozenModel,
     prompts: Sequence[Sequence[int]],
-    prefixes: VirtualTokens | Sequence[VirtualTokens | None] | None,
+    prefixes: Carried,
     decoding: Decoding,
     *,
     batch_size: int = 64,
@@ -36,12 +37,12 @@ def generate(
     length, and neighbours of one length stay neighbours; ``advance`` is told how many are done. ``processor`` changes
     the logits of every step; ``options`` go to transformers' ``GenerationConfig`` (sampling, say).
     """
-    prefixes = _carried(frozen, prefixes)
+    prefixes = carried_rows(frozen, prefixes)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        rows = prefixes if prefixes is None or isinstance(prefixes, VirtualTokens) else [prefixes[i] for i in numbers]
+        rows = rows_of(prefixes, numbers)
         config = _generation_config(frozen, decoding, options)
         for number, new in zip(
             numbers, _batch(frozen, [prompts[i] for i in numbers], rows, config, processor), strict=True
@@ -51,9 +52,12 @@ def generate(
     return answers
 
 
-def _carried(
-    frozen: FrozenModel, tokens: VirtualTokens | Sequence[VirtualTokens | None] | None
-) -> VirtualTokens | Sequence[VirtualTokens | None] | None:
+def rows_of(tokens: Carried, numbers: Sequence[int]) -> Carried:
+    """What these rows carry: the same for all, or each its own."""
+    return tokens if tokens is None or isinstance(tokens, VirtualTokens) else [tokens[i] for i in numbers]
+
+
+def carried_rows(frozen: FrozenModel, tokens: Carried) -> Carried:
     """Soft prompts in front as keys and values, each once and not once a batch; the same one stays the same prefix."""
     with torch.no_grad():
         if tokens is None or isinstance(tokens, VirtualTokens):
@@ -65,7 +69,7 @@ def _carried(
 def _batch(
     frozen: FrozenModel,
     prompts: Sequence[Sequence[int]],
-    prefixes: VirtualTokens | Sequence[VirtualTokens | None] | None,
+    prefixes: Carried,
     config: GenerationConfig,
     processor: LogitsProcessor | None,
 ) -> list[list[int]]:

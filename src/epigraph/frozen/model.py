@@ -24,13 +24,12 @@ from epigraph.errors import (
     LostBinding,
     TextTooLong,
 )
-from epigraph.frozen import attention
+from epigraph.frozen import attention, placed
 from epigraph.frozen.attention import ARGUMENT, Run
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey, text_embeddings
 from epigraph.frozen.loading import load, usable_device
 from epigraph.frozen.lower import lowered, read_alone, refuse_lowering, refuse_placing
-from epigraph.frozen.placed import check_slots, filled, has_slots, past_length, refuse_slots, text_positions
 from epigraph.frozen.recompute import recompute, refuse_reentrant
 from epigraph.frozen.resolve import Checkpoint, public_name, resolve
 from epigraph.frozen.rows import Rows, rows_for
@@ -170,7 +169,7 @@ class FrozenModel:
         given = self._signatures[module].bind_partial(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         if rows is None or not rows.tokens:
-            refuse_slots(given.get("input_ids"))
+            placed.refuse_slots(given.get("input_ids"))
         if rows is None:
             return args, {**kwargs, ARGUMENT: Run(slots=self._slots)}
         refuse_reentrant(self._layers)
@@ -185,13 +184,14 @@ class FrozenModel:
         if reads_text and self.geometry.position_kind != "relative":
             positions = self._positions(rows, given, tokens)
         ids = given.get("input_ids")
-        if ids is not None and (has_slots(ids) or (reads_text and any(x is not None for x in rows.prompts))):
-            if past_length(given) == 0:
-                check_slots(rows, ids)
-            given |= {"inputs_embeds": filled(self._text_embeddings, rows, ids), "input_ids": None}
+        if ids is not None and (placed.has_slots(ids) or (reads_text and any(x is not None for x in rows.prompts))):
+            if placed.past_length(given) == 0:
+                placed.note_slots(rows, ids)
+            given |= {"inputs_embeds": placed.filled(self._text_embeddings, rows, ids), "input_ids": None}
         if positions is not None and self._position_offset is not None:
             given["position_ids"] = positions + self._position_offset
-        return {**given, ARGUMENT: Run(slots=self._slots, rows=rows, positions_BT=positions)}
+        run = Run(slots=self._slots, rows=rows, positions_BT=positions, columns_BP=placed.infix_columns(rows))
+        return {**given, ARGUMENT: run}
 
     def _positions(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> Tensor:
         """``[B, T]``, counted from each row's first real token; raises where they do not fit, or cannot be given."""
@@ -201,7 +201,7 @@ class FrozenModel:
                 f"{self.name} takes no positions and the batch is padded on the left, which would shift its text; "
                 "pad on the right"
             )
-        positions = text_positions(tokens, given) + rows.pick(rows.start_U)[:, None]
+        positions = placed.text_positions(tokens, given) + rows.pick(rows.start_U)[:, None]
         limit = self.geometry.max_positions
         if limit is not None and int(positions.max()) >= limit:
             raise TextTooLong(
@@ -267,7 +267,7 @@ class FrozenModel:
 
     def carried(self, tokens: VirtualTokens) -> VirtualTokens:
         """Virtual tokens as a forward carries them: lowered, or as they are where they stand at slots of the text."""
-        if isinstance(tokens, SoftPrompt) and tokens.placed:
+        if tokens.placed:
             tokens.check(self.geometry)
             refuse_placing(self.model)
             return tokens

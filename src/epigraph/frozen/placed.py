@@ -25,8 +25,25 @@ def refuse_slots(ids_BT: Tensor | None) -> None:
         raise LostBinding("the text has slots for virtual tokens and nothing is bound to fill them; call bind() first")
 
 
-def check_slots(rows: Rows, ids_BT: Tensor) -> None:
-    """Raise :class:`BatchMismatch` unless each row has one slot for each virtual token that it carries in its text."""
+def note_slots(rows: Rows, ids_BT: Tensor) -> None:
+    """Remember where the text's slots are; raise :class:`BatchMismatch` unless each row has what it carries there."""
+    _check(rows, ids_BT)
+    rows.columns_BP = _columns(rows, ids_BT) if rows.has_read else None
+
+
+def infix_columns(rows: Rows) -> Tensor | None:
+    """``[B, P]``: for each virtual token of a row, padded on the left, the column of its slot; -1 where it has none.
+
+    None where no row has an infix that the model reads; raises :class:`BatchMismatch` where it was not read.
+    """
+    if rows.has_read and rows.columns_BP is None:
+        raise BatchMismatch(
+            "the cache holds a text that was read without its infix; read the text in the same bind() as what follows"
+        )
+    return rows.columns_BP
+
+
+def _check(rows: Rows, ids_BT: Tensor) -> None:
     counts = [0 if x is None else len(x) for x in rows.prompts]
     want_B = rows.pick(torch.tensor([*counts, 0], device=ids_BT.device))
     slots_BT = ids_BT >= FIRST_SLOT
@@ -57,6 +74,16 @@ def filled(embeddings: nn.Module, rows: Rows, ids_BT: Tensor) -> Tensor:
     number_B = torch.zeros(len(ids_BT), dtype=torch.long, device=ids_BT.device) if rows.row_of is None else rows.row_of
     place_BT = torch.where(slots_BT, ids_BT - FIRST_SLOT, 0)
     return torch.where(slots_BT[..., None], prompts_UPE[number_B[:, None], place_BT], text_BTE)
+
+
+def _columns(rows: Rows, ids_BT: Tensor) -> Tensor:
+    length_B = rows.pick(rows.length_U).expand(len(ids_BT))
+    slots_BT = (ids_BT >= FIRST_SLOT) & rows.pick(rows.reads_U)[:, None]
+    columns_BP = torch.full((len(ids_BT), rows.longest), -1, device=ids_BT.device)
+    row_N, column_N = slots_BT.nonzero(as_tuple=True)
+    place_N = ids_BT[row_N, column_N] - FIRST_SLOT + rows.longest - length_B[row_N]
+    columns_BP[row_N, place_N] = column_N
+    return columns_BP
 
 
 def text_positions(tokens: Tensor, given: dict[str, object]) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from epigraph.errors import BadValue, BatchMismatch
-from epigraph.virtual import KVPrefix, LayerKV, Site, SoftPrompt, VirtualTokens
+from epigraph.virtual import KVPrefix, LayerKV, Site, VirtualTokens
 
+# What binds: one for all rows, one a row, or the bare model.
+Carried = VirtualTokens | Sequence[VirtualTokens | None] | None
 # What a row carries in attention whose virtual tokens stand in its text.
 _NOTHING = KVPrefix(sites={}, text_start=0)
 
@@ -38,7 +40,11 @@ class Rows:
     ) -> None:
         self.tokens = tuple(tokens)
         self.prefixes = tuple(x if isinstance(x, KVPrefix) else _NOTHING for x in tokens)
-        self.prompts = tuple(x.embeddings_PE if isinstance(x, SoftPrompt) else None for x in tokens)
+        self.prompts = tuple(x.embeddings_PE for x in tokens)
+        self.reads_U = torch.tensor([*(p.placed for p in self.prefixes), False], device=device)
+        self.has_read = any(p.placed for p in self.prefixes)
+        # Where in the cache a read infix stands, from the forward that read it on: see placed.note_slots.
+        self.columns_BP: Tensor | None = None
         self.copies = copies
         self.device = device
         self.row_of = None if row_of is None else torch.tensor(row_of, device=device)
@@ -104,7 +110,7 @@ def _at(prefix: KVPrefix, site: Site, layer: int) -> LayerKV | None:
 
 
 def rows_for(
-    tokens: VirtualTokens | Sequence[VirtualTokens | None] | None,
+    tokens: Carried,
     carried: Callable[[VirtualTokens], VirtualTokens],
     device: torch.device,
     *,

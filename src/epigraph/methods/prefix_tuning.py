@@ -5,6 +5,7 @@ Three parameterisations of the same thing, all folded to plain keys and values a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -33,9 +34,11 @@ class PrefixTuningConfig(BaseModel):
     in a real model these sizes differ fiftyfold; weight decay then pulls towards the first values.
     ``num_sink_tokens`` leading virtual tokens keep their first value (Cartridges, 2025).
     ``place``: an ``infix`` stands between source and answer: only the source's last token, which says the answer's
-    first, and what follows see it (section 7.3). Its activations are free; the authors' code adds them to what the
-    model makes of embeddings there. ``sites``: of an encoder-decoder, which of ``encoder.self``, ``decoder.self`` and
-    ``decoder.cross`` have virtual tokens, none being all; each has parameters of its own, as in the authors' code.
+    first, and what follows see it (section 7.3). Its activations are free. ``infix-code`` is the authors' code: they
+    are added to what the model makes of trained embeddings there, at slots of the template; the embeddings start as
+    the initial text, what is added (without an MLP) as nothing. ``sites``: of an encoder-decoder, which of
+    ``encoder.self``, ``decoder.self`` and ``decoder.cross`` have virtual tokens, none being all; each has parameters
+    of its own, as in the authors' code.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +55,7 @@ class PrefixTuningConfig(BaseModel):
     relative_lr: bool = True
     num_sink_tokens: Annotated[int, Field(ge=0)] = 0
     visibility: Literal["always", "window"] = "always"
-    place: Literal["prefix", "infix"] = "prefix"
+    place: Literal["prefix", "infix", "infix-code"] = "prefix"
     sites: Annotated[tuple[Site, ...], Field(min_length=1)] | None = None
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -65,11 +68,22 @@ class PrefixTuningConfig(BaseModel):
             )
         if self.initial in ("document", "artifact") and self.initial_path is None:
             raise ValueError(f"initial = {self.initial!r} needs initial_path")
-        if self.place == "infix" and self.visibility == "window":
+        if self.is_infix and self.visibility == "window":
             raise ValueError("an infix has a visibility of its own; leave method.visibility out")
         if self.num_sink_tokens and self.start is None:
             raise ValueError("num_sink_tokens needs an initial value to keep; set initial")
         return self
+
+    @model_validator(mode="after")
+    def _read_from_text(self) -> PrefixTuningConfig:
+        if self.place == "infix-code" and (self.num_sink_tokens or self.initial not in ("default", "text")):
+            raise ValueError("place = 'infix-code' starts from a text; leave initial and num_sink_tokens out")
+        return self
+
+    @property
+    def is_infix(self) -> bool:
+        """Whether source and answer have the virtual tokens between them."""
+        return self.place != "prefix"
 
     @property
     def start(self) -> Initial | None:
@@ -82,11 +96,18 @@ class PrefixTuningConfig(BaseModel):
 class PrefixTuning(Method):
     """Trained keys and values in every layer: ``P_theta`` of eq. 3, free or behind the MLP of section 4.3.
 
-    ``initial`` gives the first values, and is required unless an MLP starts from its own random weights.
+    ``initial`` gives the first values, and is required unless an MLP starts from its own random weights; ``read_PE``
+    are the first embeddings of an ``infix-code``.
     Seeds: torch's global generator, for the MLP's weights and dropout.
     """
 
-    def __init__(self, config: PrefixTuningConfig, geometry: Geometry, initial: KVPrefix | None = None) -> None:
+    def __init__(
+        self,
+        config: PrefixTuningConfig,
+        geometry: Geometry,
+        initial: KVPrefix | None = None,
+        read_PE: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.geometry = geometry.only(geometry.sites if config.sites is None else config.sites)
@@ -101,6 +122,9 @@ class PrefixTuning(Method):
         widths = [part.numbers_per_token() for part in parts]
         firsts = [None] * len(parts) if first_PN is None else first_PN[config.num_sink_tokens :].split(widths, dim=1)
         self.free = nn.ModuleList(_free(config, part, first) for part, first in zip(parts, firsts, strict=True))
+        self.read = None if read_PE is None else _Raw(read_PE, read_PE.pow(2).mean().sqrt().expand(read_PE.shape[1]))
+        if self.read is not None:
+            self.text_start = 0
 
     def forward(self) -> KVPrefix:
         """The prefix, float32; in a causal decoder ``text_start`` = P."""
@@ -108,8 +132,9 @@ class PrefixTuning(Method):
         flat_PN = nn.functional.dropout(flat_PN, self.config.dropout, self.training)
         if len(self.sinks_SN):
             flat_PN = torch.cat([self.sinks_SN, flat_PN])
-        visibility: Visibility = "answer" if self.config.place == "infix" else self.config.visibility
-        return unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=visibility)
+        visibility: Visibility = "answer" if self.config.is_infix else self.config.visibility
+        made = unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=visibility)
+        return made if self.read is None else replace(made, embeddings_PE=self.read())
 
 
 def _free(config: PrefixTuningConfig, geometry: Geometry, first_PN: Tensor | None) -> nn.Module:
@@ -118,7 +143,8 @@ def _free(config: PrefixTuningConfig, geometry: Geometry, first_PN: Tensor | Non
     if config.parameterization == "raw":
         if first_PN is None:
             raise ValueError("a raw prefix needs its first values; see epigraph.methods.initial")
-        return _Raw(first_PN, _sizes(first_PN, geometry) if config.relative_lr else torch.ones(num_numbers))
+        scale_N = _sizes(first_PN, geometry) if config.relative_lr else torch.ones(num_numbers)
+        return _Raw(torch.zeros_like(first_PN) if config.place == "infix-code" else first_PN, scale_N)
     width_in = config.mlp_width if config.parameterization == "mlp" else geometry.embedding_dim
     made = _MLP(config.num_virtual_tokens - config.num_sink_tokens, width_in, config.mlp_width, num_numbers)
     if first_PN is not None:

@@ -39,17 +39,26 @@ def _virtual_tokens(ready: Prepared) -> Method:
     config, frozen = ready.recipe.method, ready.frozen
     if isinstance(config, PrefixTuningConfig):
         geometry = frozen.geometry.only(frozen.geometry.sites if config.sites is None else config.sites)
-        if config.place == "infix" and not geometry.is_causal:
+        if config.is_infix and not geometry.is_causal:
             raise BadValue(
-                f"method.place is 'infix', which needs a decoder of its own, and {frozen.name} has an encoder"
+                f"method.place is {config.place!r}, which needs a decoder of its own, and {frozen.name} has an encoder"
             )
-        return PrefixTuning(config, frozen.geometry, _first_prefix(ready, config))
+        made = PrefixTuning(config, frozen.geometry, _first_prefix(ready, config), _first_read(ready, config))
+        made().check(frozen.geometry)
+        return made
     contract, seed = ready.codec.contract, ready.recipe.training.seed
     num_tokens = contract.num_slots or config.num_virtual_tokens or 0
     first_PE = first_embeddings(frozen, config, num_tokens, seed=seed, instruction=ready.task.instruction)
     if isinstance(config, PTuningConfig):
         return PTuning(config, first_PE, frozen.embedding_rms)
     return PromptTuning(config, first_PE, frozen.embedding_rms, placed=contract.is_placed)
+
+
+def _first_read(ready: Prepared, config: PrefixTuningConfig) -> Tensor | None:
+    if config.place != "infix-code":
+        return None
+    ids = _ids(ready.frozen, config.initial_text or ready.task.instruction)
+    return ready.frozen.embed(initial.repeated(ids, config.num_virtual_tokens))
 
 
 def _first_prefix(ready: Prepared, config: PrefixTuningConfig) -> KVPrefix | None:

@@ -10,9 +10,10 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional
 
-from epigraph.frozen.answers import Carried, Head, answer_logits
+from epigraph.frozen.answers import Head, answer_logits
 from epigraph.frozen.batch import Batch
 from epigraph.frozen.model import FrozenModel
+from epigraph.frozen.rows import Carried
 from epigraph.methods.base import Method
 
 Reduction = Literal["token-mean", "example-sum"]
