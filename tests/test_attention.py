@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BloomConfig,
     BloomForCausalLM,
     DeepseekV3Config,
@@ -25,6 +27,8 @@ from transformers import (
     PreTrainedModel,
     T5Config,
     T5Model,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from conftest import WINDOWED, random_ids, random_prefix, tiny, tiny_model, tiny_tokenizer
@@ -464,6 +468,9 @@ def unsupported() -> dict[str, tuple[Callable[[], PreTrainedModel], str]]:
     wide = {**small, "intermediate_size": 16}
     mla = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
     t5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    layers = {f"{part}_layers": 1 for part in ("encoder", "decoder")}
+    heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+    bart = {"vocab_size": 32, "d_model": 16, **layers, **heads, "pad_token_id": 0}
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     return {
         "encoder-decoder without a head": (
@@ -485,6 +492,14 @@ def unsupported() -> dict[str, tuple[Callable[[], PreTrainedModel], str]]:
         "keys wider than values": (
             lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**wide, **mla, n_routed_experts=4, first_k_dense_replace=1)),
             "wide",
+        ),
+        "no positions": (
+            lambda: BartForCausalLM(BartConfig(**bart)),
+            "takes no position_ids",
+        ),
+        "no text": (
+            lambda: WhisperForConditionalGeneration(WhisperConfig(**bart, num_mel_bins=8)),
+            "it reads no token ids",
         ),
         "no head": (lambda: LlamaModel(LlamaConfig(**wide)), "no language-modelling head"),
     }

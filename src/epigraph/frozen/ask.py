@@ -38,8 +38,9 @@ def answers(
     """One answer a row, in order. ``asked`` are the rows as ids, ``rows`` the same as fields of the template.
 
     Where the contract has labels the answer is one of them, with ``candidates`` one of those: the likeliest, or by an
-    ensemble's joined opinion. Otherwise it is decoded; ``options`` go to transformers' ``generate``.
-    Raises :class:`BadValue` for a contract that needs a head and has none, and where a masked model would decode.
+    ensemble's joined opinion. A masked model without either says the one token that it finds likeliest at the
+    mask. Otherwise the answer is decoded; ``options`` go to transformers' ``generate``.
+    Raises :class:`BadValue` for a contract that needs a head and has none.
     """
     contract = codec.contract
     if contract.layout in ("label", "tags"):
@@ -49,14 +50,9 @@ def answers(
         chosen = classify(frozen, asked, head, tokens, batch_size=batch_size, advance=advance)
         return [" ".join(contract.labels[number] for number in numbers) for numbers in chosen]
     choices = contract.labels or tuple(candidates)
-    if choices:
-        likely = _joined(frozen, codec, rows, choices, tokens, batch_size, advance)
-        return [choices[number] for number in likely]
-    if frozen.kind == "masked":
-        raise BadValue(
-            f"{frozen.name} is a masked model, which chooses among words and writes no text of its own; "
-            "give text.labels, or evaluate on a task that has candidates"
-        )
+    if choices or contract.layout == "cloze":
+        likely = _joined(frozen, codec, rows, choices or None, tokens, batch_size, advance)
+        return [choices[number] if choices else codec.text([number]) for number in likely]
     decoding = decoding or contract.decoding
     prompts = [x.ids for x in asked]
     if isinstance(tokens, Ensemble):
@@ -70,7 +66,7 @@ def _joined(
     frozen: FrozenModel,
     codec: Codec,
     rows: Sequence[Mapping[str, str]],
-    choices: Sequence[str],
+    choices: Sequence[str] | None,
     tokens: VirtualTokens | Ensemble | None,
     batch_size: int,
     advance: Advance,

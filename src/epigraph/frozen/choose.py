@@ -25,7 +25,7 @@ def rank(
     frozen: FrozenModel,
     codec: Codec,
     rows: Sequence[Mapping[str, str]],
-    candidates: Sequence[str],
+    candidates: Sequence[str] | None,
     tokens: Carried,
     *,
     batch_size: int = 64,
@@ -33,15 +33,17 @@ def rank(
 ) -> Tensor:
     """``[B, N]`` float32: how likely each candidate is as the answer to each row (fields of the input template).
 
+    None ranks the whole vocabulary of a masked model, of which one token stands at the mask: N is V.
     Candidates of one token each are all scored by one forward pass a row; others take one pass a candidate. Without an
     end token: it is the words that are compared. Raises :class:`BadValue` for no candidates.
     """
-    if not candidates:
+    if candidates is not None and not candidates:
         raise BadValue("there are no candidates to choose among, expected one or more")
-    ids = [codec.candidate(text) for text in candidates]
+    num_tokens = frozen.model.config.get_text_config().vocab_size
+    ids = [(i,) for i in range(num_tokens)] if candidates is None else [codec.candidate(text) for text in candidates]
     score = _one_pass if all(len(x) == 1 for x in ids) else _pass_each
     order = sorted(range(len(rows)), key=lambda i: -len(codec.source(rows[i]).ids))
-    scores_BN = torch.empty(len(rows), len(candidates))
+    scores_BN = torch.empty(len(rows), len(ids))
     with torch.inference_mode():
         ready = carried_rows(frozen, tokens)
         for start in range(0, len(order), batch_size):

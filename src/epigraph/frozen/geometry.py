@@ -6,7 +6,7 @@ Knows the conditions under which a model can take virtual keys and values; refus
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
@@ -39,6 +39,8 @@ def survey(model: PreTrainedModel) -> Survey:
     Layers that share one attention module leave the geometry without sites: such a model takes embeddings only.
     Raises :class:`UnsupportedModel` with the reason where virtual tokens could not be exact.
     """
+    if "input_ids" not in _inputs(model):
+        _refuse(model, "it reads no token ids")
     _refuse_by_config(model)
     seen = _look(model)
     kind = _kind(model, seen)
@@ -63,7 +65,9 @@ def survey(model: PreTrainedModel) -> Survey:
         position_kind=position_kind,
         max_positions=max_positions,
     )
-    offset = _padding_offset(model) if "position_ids" in inspect.signature(model.forward).parameters else None
+    offset = _padding_offset(model) if "position_ids" in _inputs(model) else None
+    if kind == "causal" and offset is None:
+        _refuse(model, "its forward takes no position_ids, so text cannot start behind virtual tokens")
     return Survey(geometry=geometry, slots=slots, kind=kind, position_offset=offset)
 
 
@@ -118,6 +122,10 @@ def text_embeddings(model: PreTrainedModel) -> nn.Module:
     return embeddings
 
 
+def _inputs(model: PreTrainedModel) -> Collection[str]:
+    return inspect.signature(model.forward).parameters.keys()
+
+
 def _look(model: PreTrainedModel) -> dict[nn.Module, Call]:
     seen: dict[nn.Module, Call] = {}
     run = Run(slots={}, seen=seen)
@@ -127,7 +135,7 @@ def _look(model: PreTrainedModel) -> dict[nn.Module, Call]:
         # Other lengths in encoder and decoder: what reads across is known by them.
         probe |= {"input_ids": ids.new_full((1, 3), 3), "decoder_input_ids": ids, "use_cache": False}
         probe["attention_mask"] = torch.ones_like(probe["input_ids"])
-    elif "use_cache" in inspect.signature(model.forward).parameters:
+    elif "use_cache" in _inputs(model):
         probe["use_cache"] = False
     try:
         with torch.no_grad():
