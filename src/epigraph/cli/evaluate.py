@@ -77,11 +77,13 @@ def _examples(artifact: Path, task: str | None, data: Path | None, split: str, l
     from epigraph.tasks.catalogue import find as find_task
     from epigraph.tasks.catalogue import own_data
 
+    content = load(find(artifact))
     if data is not None:
         _check_alone(task, split)
-        chosen = own_data(data, None, data, data.stem)
+        contract = content.contract
+        chosen = own_data(data, None, data, data.stem, () if contract.layout == "tags" else contract.labels)
     else:
-        said = load(find(artifact)).provenance.get("data")
+        said = content.provenance.get("data")
         trained_on = said.get("task") if isinstance(said, dict) else None
         if task is None and trained_on is None:
             raise BadValue(

@@ -72,11 +72,12 @@ def train(
         raise BadValue(f"got --resume with {'--overwrite' if overwrite else '--dry-run'}, expected one of them")
     recipe = _recipe(words or [], given, out if resume else None)
     # After the recipe: these take seconds to import, and a mistake in a flag is answered at once.
-    from epigraph.train.folder import check_output
+    from epigraph.train.folder import check_base_is_kept, check_output
     from epigraph.train.prepare import prepare
 
     if out is not None and not dry_run and not resume:
         check_output(out, overwrite=overwrite)
+        check_base_is_kept(out, recipe.model)
     ready = prepare(recipe, device=device)
     if dry_run:
         _dry_run(ready, as_json)

@@ -7,11 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from epigraph.contract import MASK, Decoding, Layout, TextContract
+from epigraph.contract import MASK, Decoding, Layout, Mask, Slots, TextContract, Words, pieces_of
 from epigraph.errors import BadValue
 from epigraph.frozen.inputs import SENTINEL, chat_template_hash
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.p_tuning import PTuningConfig
+from epigraph.methods.prefix_tuning import PrefixTuningConfig
 from epigraph.methods.prompt_tuning import PromptTuningConfig
 from epigraph.tasks.base import Task
 from epigraph.train.recipe import Recipe
@@ -33,8 +34,7 @@ def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContrac
     max_target = text.max_target_tokens or task.max_target_tokens
     chosen: dict[str, Any] = {
         "input_template": _with_slots(recipe, frozen, template if layout == "continuation" else template.rstrip("\n")),
-        "target_template": text.target_template
-        or (f"{SENTINEL}{{target}}" if text.target_sentinel else task.target_template),
+        "target_template": _target_template(recipe, task, frozen),
         "layout": layout,
         "bos": begins if text.bos is None else text.bos,
         "ends_source": (ends and layout != "continuation") if text.ends_source is None else text.ends_source,
@@ -55,6 +55,19 @@ def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContrac
         raise BadValue(f"text: {wrong.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     _check(recipe, frozen, contract)
     return contract
+
+
+def _target_template(recipe: Recipe, task: Task, frozen: FrozenModel) -> str:
+    """The target's template, behind a sentinel where one is asked for. (Lester et al. 2021, section 3.2.)"""
+    template = recipe.text.target_template or task.target_template
+    if not recipe.text.target_sentinel:
+        return template
+    if frozen.kind != "encoder-decoder" or SENTINEL not in frozen.tokenizer.get_vocab():
+        raise BadValue(
+            f"text.target_sentinel is for encoder-decoders that were trained on missing spans and have the token "
+            f"{SENTINEL} (T5's), {frozen.name} ({frozen.kind}) is none; leave it out"
+        )
+    return f"{SENTINEL}{template}"
 
 
 def _refuse_silence(frozen: FrozenModel, layout: Layout, chosen: Mapping[str, Any]) -> None:
@@ -96,8 +109,12 @@ def _with_slots(recipe: Recipe, frozen: FrozenModel, template: str) -> str:
         count = method.num_virtual_tokens or DEFAULT_SLOTS
     elif isinstance(method, PromptTuningConfig) and frozen.kind != "causal":
         count = method.num_virtual_tokens
-    has_slots = TextContract.model_construct(input_template=template).is_placed
-    return template if count is None or has_slots else f"{{{count}}}{template}"
+    if TextContract.model_construct(input_template=template).is_placed:
+        return template
+    if isinstance(method, PrefixTuningConfig) and method.place == "infix-code":
+        asked, brace, tail = template.rpartition("}")
+        return f"{asked}{brace}{{{method.num_virtual_tokens}}}{tail}"
+    return template if count is None else f"{{{count}}}{template}"
 
 
 def _check(recipe: Recipe, frozen: FrozenModel, contract: TextContract) -> None:
@@ -113,7 +130,10 @@ def _check(recipe: Recipe, frozen: FrozenModel, contract: TextContract) -> None:
         raise BadValue(
             f"{given} {contract.layout!r}, {frozen.name} ({frozen.kind}) can be asked by {' or '.join(fits)}"
         )
-    if contract.num_slots and not isinstance(method, PromptTuningConfig | PTuningConfig):
+    reads_infix = isinstance(method, PrefixTuningConfig) and method.place == "infix-code"
+    if reads_infix and frozen.kind == "causal":
+        _check_infix(contract)
+    if contract.num_slots and not reads_infix and isinstance(method, PrefixTuningConfig):
         raise BadValue(
             f"the template has places for {contract.num_slots} virtual tokens, and method {method.name} makes keys and "
             "values, which stand in front of everything; take the places out, or use method p-tuning"
@@ -122,4 +142,15 @@ def _check(recipe: Recipe, frozen: FrozenModel, contract: TextContract) -> None:
         raise BadValue(
             f"method.num_virtual_tokens is {method.num_virtual_tokens}, the template has places for "
             f"{contract.num_slots}; make them equal"
+        )
+
+
+def _check_infix(contract: TextContract) -> None:
+    """An infix stands behind the whole source, and what says the answer's first token stands behind the infix."""
+    *source, infix, tail = (None, *(x for x in pieces_of(contract.input_template) if not isinstance(x, Mask)))
+    behind = isinstance(infix, Slots) and isinstance(tail, Words) and "{" not in tail.text
+    if not behind or any(isinstance(piece, Slots) for piece in source):
+        raise BadValue(
+            f"input_template is {contract.input_template!r}, expected one place for the infix with text behind it, "
+            "which says the answer's first token, like '{source}{10}\\n'"
         )

@@ -37,6 +37,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputExists(f"{folder} holds an unfinished run; go on with --resume, or start again with --overwrite")
 
 
+def check_base_is_kept(folder: Path, model: str) -> None:
+    """Raise :class:`OutputExists` where ``model`` is what an earlier run in ``folder`` wrote, and would be lost."""
+    if (folder / BASE).is_dir() and Path(model).expanduser().resolve() == (folder / BASE).resolve():
+        raise OutputExists(
+            f"{folder} holds the model to be trained, which a new run there replaces; choose another --out"
+        )
+
+
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Make ``folder`` and keep every other run out of it. Raises :class:`RunInUse`, :class:`CannotWrite`."""
@@ -64,7 +72,14 @@ def clear(folder: Path) -> None:
     for record in [*(folder / "evaluations").glob("*.json"), *(folder / TENSORBOARD).glob("events.out.*")]:
         record.unlink()
     checkpoint.clear(folder)
+    clear_halves(folder)
+
+
+def clear_halves(folder: Path) -> None:
+    """Take away what writers that were killed left in ``folder``."""
     clear_unfinished(folder)
+    for half in folder.glob(f".{BASE}-*"):
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def is_complete(folder: Path) -> bool:

@@ -47,7 +47,9 @@ def find_task(recipe: Recipe) -> Task:
     if data.task is not None:
         return find(data.task)
     assert data.train is not None
-    return own_data(data.train, data.dev, data.test, data.train.stem, recipe.text.labels or ())
+    # Of tags a row has as many as words: they are checked where they are laid on the words.
+    labels = () if recipe.text.layout == "tags" else recipe.text.labels or ()
+    return own_data(data.train, data.dev, data.test, data.train.stem, labels)
 
 
 def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:

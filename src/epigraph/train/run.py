@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from epigraph import artifact
 from epigraph.errors import MetricUnavailable
-from epigraph.files import clear_unfinished
 from epigraph.frozen.resolve import public_name
 from epigraph.frozen.saving import save_base
 from epigraph.methods.base import Method
@@ -28,15 +29,17 @@ from epigraph.train.folder import (
     SUMMARY,
     TENSORBOARD,
     alone,
+    check_base_is_kept,
     check_same,
     clear,
+    clear_halves,
     is_complete,
     read_json,
 )
 from epigraph.train.loop import Outcome, dev_loss, train
 from epigraph.train.loss import head_of
 from epigraph.train.prepare import Prepared
-from epigraph.train.record import Lines, machine, versions, write_json
+from epigraph.train.record import Lines, machine, said_plainly, versions, write_json
 from epigraph.train.state import State
 from epigraph.train.stop import Stop, on_signals
 from epigraph.train.tensorboard import Board
@@ -69,9 +72,10 @@ def run(
                 return read_json(folder, SUMMARY)
         begin = checkpoint.latest(folder) if resume else None
         if begin is None:
+            check_base_is_kept(folder, ready.recipe.model)
             clear(folder)
             write_json(folder / RECIPE, identity(ready))
-        clear_unfinished(folder)
+        clear_halves(folder)
         resumed_at = () if begin is None else (*begin.resumed_at, begin.state.position.step)
         outcome = _train(ready, method, folder, begin.state if begin else None, resumed_at, report, notice)
         summary = _finish(ready, method, outcome, resumed_at, folder)
@@ -216,15 +220,27 @@ def _finish(
         "seconds": outcome.seconds,
         "resumed_at": list(resumed_at),
         "seed": ready.recipe.training.seed,
+        "precision": ready.precision,
         "versions": versions(),
         "machine": machine(),
     }
-    base = ready.frozen.fingerprint if method.base is None else save_base(ready.frozen, folder / BASE)
+    base = ready.frozen.fingerprint if method.base is None else _save_base(ready, folder / BASE)
     path = folder / artifact.FILE_NAME
     summary["content_hash"] = artifact.save(_artifact(ready, method, tokens, base, summary), path)
     summary["artifact_bytes"] = path.stat().st_size
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _save_base(ready: Prepared, folder: Path) -> str:
+    with said_plainly(folder):
+        try:
+            found = save_base(ready.frozen, folder)
+        except SafetensorError as wrong:
+            # What a disk that is full is to safetensors.
+            raise OSError(str(wrong)) from wrong
+    ready.frozen.model.requires_grad_(False)
+    return found
 
 
 def _artifact(
@@ -236,7 +252,8 @@ def _artifact(
         tokens=tokens,
         geometry=ready.frozen.geometry,
         contract=ready.codec.contract,
-        base_name=ready.frozen.name,
+        # By another name: who is told to use it must not take the base that the run began with.
+        base_name=ready.frozen.name if method.base is None else f"jointly trained {ready.frozen.name}",
         base_fingerprint=base,
         tokenizer_fingerprint=ready.frozen.tokenizer_fingerprint,
         method=ready.recipe.method.name,
