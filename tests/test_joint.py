@@ -176,6 +176,13 @@ def test_commands_find_the_base_by_themselves(
 # What moves, and how far
 
 
+def test_a_tuned_base_is_not_scored_as_the_bare_model(
+    joint: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "this run trained its base too" in refused(capsys, "evaluate", joint, "--data", rows, "--untouched")
+    assert not (joint / "evaluations" / "before-test.json").exists()
+
+
 def test_each_part_moves_by_its_own_learning_rate(tmp_path: Path) -> None:
     """Adam's first step moves each number by its learning rate: virtual tokens, head and base by three of them."""
     model = save_family("bert", tmp_path / "bert")

@@ -163,7 +163,7 @@ def test_another_order_of_random_numbers_would_show(tables: Tables, whole: Path,
 
 def test_the_best_and_the_patience_are_taken_along(tables: Tables, tmp_path: Path) -> None:
     """A learning rate that is too high: the run stops early, and keeps a step before the cuts."""
-    chosen = changed(tables, "training", dev_every=2, patience=3, lr=0.3, steps=40, schedule="constant")
+    chosen = changed(tables, "training", dev_every=2, patience=3, lr=3.0, steps=40, schedule="constant")
     whole = go(chosen, tmp_path / "whole")
     assert whole["stopped_early"]
     assert 0 < whole["kept_step"] < whole["steps"] < 40

@@ -40,6 +40,8 @@ def evaluate(
     check_joining(others, mean)
     if untouched and others:
         raise BadValue("got both --untouched and --with, expected one of them: the bare model is no ensemble")
+    if untouched:
+        _refuse_joint(artifact)
     examples, chosen = _examples(artifact, task, data, split, limit)
     precision = precision_in_force(precision, device)
     tuned = load_tuned(artifact, model=model, precision=precision, device=device, allow_base=allow_base)
@@ -72,14 +74,27 @@ def evaluate(
     _print(record)
 
 
+def _refuse_joint(artifact: Path) -> None:
+    """A base that was trained with the artifact is not untouched."""
+    from epigraph.artifact import find
+    from epigraph.train.folder import BASE
+
+    if (find(artifact).parent / BASE).is_dir():
+        raise BadValue(
+            "got --untouched, but this run trained its base too, which is no bare model; "
+            "compare with a run on the same model that left it frozen"
+        )
+
+
 def _examples(artifact: Path, task: str | None, data: Path | None, split: str, limit: int | None) -> Any:
     from epigraph.artifact import find, load
     from epigraph.tasks.catalogue import find as find_task
     from epigraph.tasks.catalogue import own_data
 
-    content = load(find(artifact))
     if data is not None:
         _check_alone(task, split)
+    content = load(find(artifact))
+    if data is not None:
         contract = content.contract
         chosen = own_data(data, None, data, data.stem, () if contract.layout == "tags" else contract.labels)
     else:

@@ -25,8 +25,8 @@ def train(
     task: Annotated[str | None, Flag(help="A named task; see `epigraph data list`.")] = None,
     data: Annotated[Path | None, Flag(help="Training rows of your own: JSON Lines or CSV.")] = None,
     dev: Annotated[Path | None, Flag(help="Development rows of your own.")] = None,
-    method: Annotated[str | None, Flag(help="prefix-tuning or prompt-tuning.")] = None,
-    parameterization: Annotated[str | None, Flag(help="raw, mlp, mlp-code or residual.")] = None,
+    method: Annotated[str | None, Flag(help="prefix-tuning, prompt-tuning or p-tuning.")] = None,
+    parameterization: Annotated[str | None, Flag(help="raw, mlp, mlp-code, residual or lstm; see the method.")] = None,
     initial: Annotated[
         str | None, Flag(help="First values: text, document, random, labels, ...; see the method.")
     ] = None,
