@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 DEMO ?= demo
 SECONDS ?= 600
 
-.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench clean
+.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-methods clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -73,6 +73,13 @@ health: setup ## sizes of modules and functions, import cycles, against our boun
 
 bench: models ## the table of docs/results.md, as JSON (about an hour on two cores)
 	$(BIN)/python benchmarks/e2e.py --json benchmarks/results/e2e.json
+
+bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, encoder-decoders: about three hours)
+	$(BIN)/epigraph models fetch minilm
+	for table in e2e trec lama-P19 lama-P103 lama-P176; do \
+		$(BIN)/python benchmarks/methods.py $$table --json benchmarks/results/methods-$$table.json || exit 1; \
+	done
+	$(BIN)/python benchmarks/encoder_decoders.py --json benchmarks/results/encoder_decoders.json
 
 clean: ## forget environments and outputs
 	rm -rf $(VENV) $(VERSIONS:%=.venv-%) $(DEMO) build

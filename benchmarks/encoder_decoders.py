@@ -7,14 +7,13 @@ scratch on $EPIGRAPH_DATA and then frozen. Writes one JSON file and prints the t
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from intervals import interval
 
 from epigraph.methods.bare import Bare
 from epigraph.methods.base import Method
@@ -78,12 +77,6 @@ def fine_tuning(ready: Prepared) -> Bare:
     live = Bare()
     live.base = ready.frozen.model.requires_grad_(True)
     return live
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and how far the 95 % interval by Student's t reaches on either side."""
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values), float(half)
 
 
 def by_system(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from intervals import interval
 
 from epigraph.methods.bare import Bare
 from epigraph.methods.base import Classifier, Method
@@ -196,7 +196,7 @@ def tables(found: Mapping[str, Any]) -> list[str]:
 def markdown(found: Mapping[str, Any]) -> str:
     """The record as the table of docs/results.md: every seed, the mean, what was trained and stored."""
     seeds = sorted({x["seed"] for x in found["runs"]})
-    lines = [["", *(f"seed {seed}" for seed in seeds), "mean", "sd", "trained numbers", "stored", "file"]]
+    lines = [["", *(f"seed {seed}" for seed in seeds), "mean", "± (95 %, t)", "trained numbers", "stored", "file"]]
     lines.append(["---"] * len(lines[0]))
     if found["untouched"]:
         bare = found["untouched"]["scores"][found["metric"]]
@@ -204,6 +204,7 @@ def markdown(found: Mapping[str, Any]) -> str:
     for system in dict.fromkeys(x["system"] for x in found["runs"]):
         rows = sorted((x for x in found["runs"] if x["system"] == system), key=lambda x: x["seed"])
         values = [x["scores"][found["metric"]] for x in rows]
+        mean, half = interval(values)
         size = f"{rows[0]['artifact_bytes'] / 1000:.0f} KB"
         counts = [f"{rows[0][key]:,}" for key in ("trained_numbers", "stored_numbers")]
         each = [f"{x:.1f}" for x in values]
@@ -211,8 +212,8 @@ def markdown(found: Mapping[str, Any]) -> str:
             [
                 system,
                 *each,
-                f"**{statistics.mean(values):.1f}**",
-                f"{statistics.stdev(values) if len(values) > 1 else 0:.1f}",
+                f"**{mean:.1f}**",
+                f"{half:.1f}",
                 *counts,
                 size,
             ]

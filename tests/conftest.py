@@ -163,6 +163,7 @@ def benchmark(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     spec.loader.exec_module(module)
     return module
 

@@ -9,6 +9,7 @@ import pytest
 from conftest import benchmark
 
 sites = benchmark("encoder_decoders")
+interval = benchmark("intervals").interval
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,5 +22,5 @@ def test_every_method_beats_the_untouched_model(model: str) -> None:
     runs = list(sites.measured(model))
     print("\n" + sites.markdown(model, runs))
     for name, rows in sites.by_system(runs).items():
-        mean, half = sites.interval([row["dev_loss"] for row in rows])
+        mean, half = interval([row["dev_loss"] for row in rows])
         assert mean + half < rows[0]["untouched"], name
