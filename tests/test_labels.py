@@ -172,3 +172,38 @@ def test_a_run_without_labels_decodes_and_is_scored_as_text(
     decoding = tuned.artifact.contract.decoding.model_copy(update={"max_new_tokens": 3})
     new = generate(tuned.frozen, [tuned.encode(SOURCES[0]).ids], tuned.prefix, decoding)
     assert tuned.generate(SOURCES[:1], decoding=decoding) == [tuned.codec.text(new[0])]
+
+
+PAIRS = [{"source": f"{a}+{b}", "next": str(a), "target": LABELS[a % 2]} for a in range(4) for b in range(4)]
+NAMED = "text.input_template={source} after {next}"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_a_template_may_name_any_field_of_a_row(
+    suffix: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row with two texts is read, trained on, evaluated and asked with both."""
+    rows = tmp_path / f"pairs.{suffix}"
+    if suffix == "csv":
+        rows.write_text(
+            "\n".join(["next,source,note,target", *(f"{x['next']},{x['source']},,{x['target']}" for x in PAIRS)])
+        )
+    else:
+        write_rows(rows, PAIRS)
+    template = NAMED + (" is [MASK]." if model.name == "bert" else "")
+    assert call(*words(model, rows, tmp_path / "out"), template) == 0
+    tuned = Tuned.load(tmp_path / "out")
+    ids = tuned.encode({"source": "0+1", "next": "3"}).ids
+    assert len(ids) == len(tuned.encode({"source": "0+1", "next": "3 3"}).ids) - 2
+    said = json.loads(printed(capsys, "evaluate", tmp_path / "out", "--data", rows, "--json"))
+    answers = tuned.generate(PAIRS)
+    right = sum(answer == row["target"] for answer, row in zip(answers, PAIRS, strict=True))
+    assert said["scores"]["accuracy"] == pytest.approx(100 * right / len(PAIRS))
+
+
+def test_a_field_that_the_template_names_and_a_row_lacks_is_refused(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = NAMED + (" is [MASK]." if model.name == "bert" else "")
+    said = refused(capsys, *words(model, data, tmp_path / "out"), template)
+    assert "the input template asks for the field 'next', the row has source" in said

@@ -19,7 +19,7 @@ from epigraph.frozen.ensemble import Ensemble, Joining
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
 
-Text = str | Sequence[Mapping[str, str]]
+Text = str | Mapping[str, str] | Sequence[Mapping[str, str]]
 
 
 def _base_beside(path: Path) -> str | None:
@@ -104,10 +104,11 @@ class Tuned:
         advance: Callable[[int], None] = lambda _: None,
         **options: Any,
     ) -> list[str]:
-        """One answer a text, in order. A text is a source for the contract's input template, or for a chat contract
-        a list of ``{"role", "content"}`` turns (a plain string is one user turn). ``options`` go to transformers'
-        ``generate``: ``do_sample=True, temperature=0.7``, say; an ``ensemble``, which answers in this artifact's
-        place, takes none. Raises :class:`BadValue` for what is no list of texts.
+        """One answer a text, in order. A text is a source for the contract's input template, or a mapping with all the
+        fields that the template names; for a chat contract a list of ``{"role", "content"}`` turns (a plain string is
+        one user turn). ``options`` go to transformers' ``generate``: ``do_sample=True, temperature=0.7``, say; an
+        ``ensemble``, which answers in this artifact's place, takes none. Raises :class:`BadValue` for what is no list
+        of texts.
         """
         if isinstance(texts, str):
             raise BadValue(f"texts is one text, {texts[:40]!r}, expected a list of texts; write [text]")
@@ -119,7 +120,7 @@ class Tuned:
             self.frozen,
             self.codec,
             [self.encode(text) for text in texts],
-            [{"source": text} for text in texts if isinstance(text, str)],
+            [_fields(text) for text in texts if isinstance(text, str | Mapping)],
             ensemble or self.prefix,
             head=self.head,
             decoding=decoding,
@@ -131,11 +132,17 @@ class Tuned:
     def encode(self, text: Text) -> Encoded:
         """The ids that ask for an answer to ``text``, the same as in training."""
         if self.artifact.contract.is_chat:
+            if isinstance(text, Mapping):
+                raise BadValue("the artifact was trained on conversations, got fields; give a string or turns")
             turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
             return self.codec.question([Message(role=turn["role"], content=turn["content"]) for turn in turns])
-        if not isinstance(text, str):
+        if not isinstance(text, str | Mapping):
             raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
-        return self.codec.source({"source": text})
+        return self.codec.source(_fields(text))
+
+
+def _fields(text: str | Mapping[str, str]) -> Mapping[str, str]:
+    return {"source": text} if isinstance(text, str) else text
 
 
 def _head(content: Artifact, frozen: FrozenModel) -> Head | None:

@@ -19,11 +19,15 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """One row: a source and its references; for chat rows the turns, whose last one is the reference."""
+    """One row: a source and its references; for chat rows the turns, whose last one is the reference.
+
+    ``further`` are the row's other texts by name, for templates that ask for them.
+    """
 
     source: str
     references: tuple[str, ...]
     turns: tuple[Turn, ...] = ()
+    further: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

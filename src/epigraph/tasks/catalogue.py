@@ -91,11 +91,7 @@ def draw_pairs(examples: Sequence[Example], limit: int | None, seed: int) -> lis
     draws the same on every machine, and a smaller draw is the beginning of a larger one. None is all pairs in order.
     Raises :class:`TooFewExamples` where there are not ``limit`` pairs, :class:`BadValue` for a limit below 1.
     """
-    pairs = [
-        Example(source=example.source, references=(reference,), turns=example.turns)
-        for example in examples
-        for reference in example.references
-    ]
+    pairs = [replace(example, references=(reference,)) for example in examples for reference in example.references]
     if limit is None:
         return pairs
     if limit < 1:
@@ -118,6 +114,7 @@ def data_hash(examples: Sequence[Example]) -> str:
             "source": example.source,
             "references": list(example.references),
             "turns": [{"role": turn.role, "content": turn.content} for turn in example.turns],
+            **({"further": dict(example.further)} if example.further else {}),
         }
         line = json.dumps(row, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
         digest.update(line.encode("ascii") + b"\n")

@@ -35,7 +35,8 @@ def read_rows(path: Path, labels: Sequence[str] = ()) -> list[Example]:
 
     JSON Lines (``.jsonl``, ``.jsonl.gz``) rows have ``source`` with ``target`` or ``references`` (a list), or
     ``messages`` (``{"role", "content"}`` each, the last one of the assistant). CSV has the columns ``source`` and
-    ``target``. Other fields are ignored unless their name looks like a misspelling of one of these. Where ``labels``
+    ``target``. Other fields are kept where they are texts, for templates that name them, unless their name looks like a
+    misspelling of one of these. Where ``labels``
     are given, the target is one of them, letter for letter, and there is one target a row.
 
     Raises :class:`BadRows` with all bad rows, :class:`DataNotFound` and :class:`UnknownFormat`.
@@ -104,7 +105,9 @@ def _csv_row(header: list[str], cells: list[str]) -> object:
     if len(cells) != len(header):
         return Fault(where="row", got=f"{len(cells)} cells", expected=f"{len(header)}, as in the header")
     row = dict(zip(header, cells, strict=True))
-    return {name: row[name] for name in _CSV}
+    known = (*_PLAIN, *_CHAT)
+    others = set(header) - {*known, *misspelt_names(header, known)}
+    return {name: text for name, text in row.items() if name in _CSV or name in others}
 
 
 # Judging: each yields what is wrong; nothing yielded means that the row is good.
@@ -224,7 +227,8 @@ def _turn_faults(turn: object, where: str) -> Iterator[Fault]:
 
 def _plain_example(row: Mapping[str, Any]) -> Example:
     references = tuple(row["references"]) if "references" in row else (row["target"],)
-    return Example(source=row["source"], references=references)
+    further = {name: x for name, x in row.items() if name not in _PLAIN and isinstance(x, str)}
+    return Example(source=row["source"], references=references, further=further)
 
 
 def _chat_example(row: Mapping[str, Any]) -> Example:

@@ -105,7 +105,7 @@ def answerable(codec: Codec, task: Task, examples: Sequence[Example]) -> tuple[l
 
 def fields(example: Example) -> dict[str, str]:
     """What the input template is filled with."""
-    return {"source": example.source}
+    return {**example.further, "source": example.source}
 
 
 def question(codec: Codec, example: Example) -> Encoded:
