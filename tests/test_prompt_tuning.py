@@ -136,7 +136,7 @@ def test_the_learning_rate_follows_the_size_of_the_embeddings() -> None:
     plain, relative = (made(frozen, relative_lr=x) for x in (False, True))
     for method in (plain, relative):
         with torch.no_grad():
-            method.plain.change_PE.fill_(1.0)
+            method.plain.change_PN.fill_(1.0)
     first = frozen.embed(random_ids(5, 7))
     torch.testing.assert_close(plain.fold().embeddings_PE - first, torch.ones(5, 64))
     torch.testing.assert_close(relative.fold().embeddings_PE - first, torch.full((5, 64), frozen.embedding_rms))

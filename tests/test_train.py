@@ -194,7 +194,7 @@ def test_a_plain_pytorch_loop() -> None:
     assert set(model.state_dict()) == {
         "method.free.0.change_PN",
         "method.free.0.first_PN",
-        "method.free.0.scale_N",
+        "method.free.0.scale",
         "method.sinks_SN",
     }
     model.train()

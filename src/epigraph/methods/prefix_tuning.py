@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from epigraph.methods.base import Method, flatten, unflatten
+from epigraph.methods.raw import Raw
 from epigraph.virtual import Geometry, KVPrefix, Site, Visibility
 
 Parameterization = Literal["raw", "mlp", "mlp-code"]
@@ -122,7 +123,7 @@ class PrefixTuning(Method):
         widths = [part.numbers_per_token() for part in parts]
         firsts = [None] * len(parts) if first_PN is None else first_PN[config.num_sink_tokens :].split(widths, dim=1)
         self.free = nn.ModuleList(_free(config, part, first) for part, first in zip(parts, firsts, strict=True))
-        self.read = None if read_PE is None else _Raw(read_PE, read_PE.pow(2).mean().sqrt().expand(read_PE.shape[1]))
+        self.read = None if read_PE is None else Raw(read_PE, read_PE.pow(2).mean().sqrt())
         if self.read is not None:
             self.text_start = 0
 
@@ -144,27 +145,12 @@ def _free(config: PrefixTuningConfig, geometry: Geometry, first_PN: Tensor | Non
         if first_PN is None:
             raise ValueError("a raw prefix needs its first values; see epigraph.methods.initial")
         scale_N = _sizes(first_PN, geometry) if config.relative_lr else torch.ones(num_numbers)
-        return _Raw(torch.zeros_like(first_PN) if config.place == "infix-code" else first_PN, scale_N)
+        return Raw(torch.zeros_like(first_PN) if config.place == "infix-code" else first_PN, scale_N)
     width_in = config.mlp_width if config.parameterization == "mlp" else geometry.embedding_dim
     made = _MLP(config.num_virtual_tokens - config.num_sink_tokens, width_in, config.mlp_width, num_numbers)
     if first_PN is not None:
         _fit(made, first_PN, config.fit_steps, config.fit_lr)
     return made
-
-
-class _Raw(nn.Module):
-    """The numbers themselves, as ``first + scale * change``: ``change [P, N]`` is trained and starts at zero."""
-
-    def __init__(self, first_PN: Tensor, scale_N: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("first_PN", first_PN.clone())
-        self.register_buffer("scale_N", scale_N.clone())
-        self.first_PN: Tensor
-        self.scale_N: Tensor
-        self.change_PN = nn.Parameter(torch.zeros_like(first_PN))
-
-    def forward(self) -> Tensor:
-        return self.first_PN + self.scale_N * self.change_PN
 
 
 class _MLP(nn.Module):

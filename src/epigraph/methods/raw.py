@@ -1,4 +1,4 @@
-"""Embeddings that are trained as they are, as a change to their first values. It knows no method that uses them."""
+"""Numbers that are trained as they are, as a change to their first values. It knows no method that uses them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from torch import Tensor, nn
 
 
 class Raw(nn.Module):
-    """``first_PE + scale * change_PE``, float32: an optimiser sees the change, in units of ``scale``."""
+    """``first + scale * change``, ``[P, N]`` float32: an optimiser sees the change, in units of ``scale``.
 
-    def __init__(self, first_PE: Tensor, scale: float) -> None:
+    ``scale`` is one number, or one for each of the N. The change starts at zero.
+    """
+
+    def __init__(self, first_PN: Tensor, scale: float | Tensor) -> None:
         super().__init__()
-        self.scale = scale
-        self.register_buffer("first_PE", first_PE.detach().float().clone())
-        self.first_PE: Tensor
-        self.change_PE = nn.Parameter(torch.zeros(first_PE.shape))
+        self.register_buffer("first_PN", first_PN.detach().float().clone())
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32).clone())
+        self.first_PN: Tensor
+        self.scale: Tensor
+        self.change_PN = nn.Parameter(torch.zeros(first_PN.shape))
 
     def forward(self) -> Tensor:
-        """``[P, E]``."""
-        return self.first_PE + self.scale * self.change_PE
+        """``[P, N]``."""
+        return self.first_PN + self.scale * self.change_PN
