@@ -7,6 +7,8 @@ VERSIONS := 5.16.0 5.19.0
 TORCH := torch==2.13.0
 DEMO ?= demo
 SECONDS ?= 600
+# Processes that share the tests, one thread each: tiny models gain nothing by a second thread.
+WORKERS ?= 2
 
 .PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-methods clean
 
@@ -32,7 +34,7 @@ demo: models ## teach SmolLM2-135M the cards: before, after, and a page
 	$(BIN)/epigraph report $(DEMO)
 
 test: models ## the tests, in minutes
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 test-slow: models ## the tests that take minutes each
 	$(BIN)/epigraph models fetch gemma-3-270m
