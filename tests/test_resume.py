@@ -273,6 +273,15 @@ def test_a_complete_run_is_left_as_it_is(tables: Tables, tmp_path: Path) -> None
         go(changed(tables, "training", seed=4), tmp_path)
 
 
+def test_checkpoints_that_a_killed_run_left_beside_its_result_go(tables: Tables, tmp_path: Path) -> None:
+    """Killed after its last file was written and before its checkpoints were taken away."""
+    cut_run(tables, tmp_path / "cut")
+    whole = go(tables, tmp_path / "whole")
+    shutil.copytree(tmp_path / "cut" / "checkpoints", tmp_path / "whole" / "checkpoints")
+    assert go(tables, tmp_path / "whole") == whole
+    assert not (tmp_path / "whole" / "checkpoints").exists()
+
+
 def test_an_unfinished_run_is_not_written_over(tables: Tables, tmp_path: Path) -> None:
     cut_run(tables, tmp_path)
     with pytest.raises(OutputExists, match=r"holds an unfinished run; go on with --resume, or start again with"):

@@ -39,10 +39,10 @@ def refusal(path: Path) -> list[str]:
 
 
 def test_target_and_references(tmp_path: Path) -> None:
-    file = written(tmp_path, GOOD, {"source": "s", "references": ["a", "b"], "mr": "ignored", "id": 7})
+    file = written(tmp_path, GOOD, {"source": "s", "references": ["a", "b"], "mr": "a text", "id": 7})
     assert read_rows(file) == [
         Example(source="name : Ada", references=("This is Ada.",)),
-        Example(source="s", references=("a", "b")),
+        Example(source="s", references=("a", "b"), further={"mr": "a text"}),
     ]
 
 
@@ -208,8 +208,8 @@ def csv_file(folder: Path, text: str | bytes) -> Path:
 def test_csv(tmp_path: Path) -> None:
     text = '\ufeffid, target ,source\r\n1,"a, b","line one\nline two"\r\n\r\n2,c,d\r\n'
     assert read_rows(csv_file(tmp_path, text)) == [
-        Example(source="line one\nline two", references=("a, b",)),
-        Example(source="d", references=("c",)),
+        Example(source="line one\nline two", references=("a, b",), further={"id": "1"}),
+        Example(source="d", references=("c",), further={"id": "2"}),
     ]
 
 

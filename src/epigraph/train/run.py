@@ -69,6 +69,8 @@ def run(
         if resume and ((folder / RECIPE).exists() or checkpoint.has_any(folder)):
             check_same(folder, identity(ready))
             if is_complete(folder):
+                # A run that was killed after its last file left its checkpoints.
+                checkpoint.clear(folder)
                 return read_json(folder, SUMMARY)
         begin = checkpoint.latest(folder) if resume else None
         if begin is None:
