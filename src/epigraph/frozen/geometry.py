@@ -72,10 +72,10 @@ def survey(model: PreTrainedModel) -> Survey:
 
 
 def _kind(model: PreTrainedModel, seen: Mapping[nn.Module, Call]) -> Kind:
+    if not seen:
+        _refuse(model, "its attention is not registered, 0 attention modules ran; a newer transformers may register it")
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
-    if not seen:
-        _refuse(model, "its attention is not registered, 0 attention modules ran")
     if next(iter(seen.values())).causal:
         return "causal"
     return "encoder" if model.get_output_embeddings() is None else "masked"
