@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import (
     BartConfig,
     BartForCausalLM,
+    BartModel,
     BloomConfig,
     BloomForCausalLM,
     DeepseekV3Config,
@@ -25,8 +26,6 @@ from transformers import (
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
-    T5Config,
-    T5Model,
     WhisperConfig,
     WhisperForConditionalGeneration,
 )
@@ -467,14 +466,13 @@ def unsupported() -> dict[str, tuple[Callable[[], PreTrainedModel], str]]:
     small = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     wide = {**small, "intermediate_size": 16}
     mla = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
-    t5 = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     layers = {f"{part}_layers": 1 for part in ("encoder", "decoder")}
     heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
     bart = {"vocab_size": 32, "d_model": 16, **layers, **heads, "pad_token_id": 0}
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     return {
         "encoder-decoder without a head": (
-            lambda: T5Model(T5Config(**t5, decoder_start_token_id=0)),
+            lambda: BartModel(BartConfig(**bart)),
             "no language-modelling head",
         ),
         "no registered attention": (
