@@ -41,12 +41,7 @@ SIZES = [{"source": f"{a}+{b}", "target": "even" if (a + b) % 2 == 0 else "odd"}
 BASE_LR = 3e-3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

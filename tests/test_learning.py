@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from conftest import benchmark
@@ -11,10 +9,7 @@ from conftest import benchmark
 sites = benchmark("encoder_decoders")
 interval = benchmark("intervals").interval
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("EPIGRAPH_DATA" not in os.environ, reason="E2E, which may not be shipped: set EPIGRAPH_DATA"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("epigraph_data")]
 
 
 @pytest.mark.parametrize("model", sites.MODELS)

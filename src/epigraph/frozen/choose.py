@@ -13,7 +13,7 @@ from torch import Tensor
 
 from epigraph.errors import BadValue
 from epigraph.frozen.answers import Head, answer_logits, row_log_probabilities
-from epigraph.frozen.batch import collate
+from epigraph.frozen.batch import Batch, collate
 from epigraph.frozen.generate import Advance, carried_rows, rows_of
 from epigraph.frozen.inputs import Codec, Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
@@ -63,10 +63,10 @@ def classify(
     advance: Advance = lambda _: None,
 ) -> list[list[int]]:
     """The likeliest class of each row, or of each tagged word of each row, by number."""
-    ready = None if tokens is None else frozen.carried(tokens)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
     chosen: list[list[int]] = [[] for _ in rows]
     with torch.inference_mode():
+        ready = carried_rows(frozen, tokens)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             batch = collate([rows[i] for i in numbers], fill_token(frozen.tokenizer)).to(frozen.device)
@@ -88,6 +88,11 @@ def _answering(codec: Codec, row: Mapping[str, str], ids: Sequence[int]) -> Enco
     return Encoded(ids=(*source.ids, *ids), scored=(*source.scored, *[True] * len(ids)))
 
 
+def _batch(frozen: FrozenModel, codec: Codec, rows: Sequence[Mapping[str, str]], ids: Sequence[int]) -> Batch:
+    encoded = [_answering(codec, row, ids) for row in rows]
+    return collate(encoded, fill_token(frozen.tokenizer)).to(frozen.device)
+
+
 def _one_pass(
     frozen: FrozenModel,
     codec: Codec,
@@ -96,8 +101,7 @@ def _one_pass(
     tokens: Carried,
 ) -> Tensor:
     # The first candidate stands for all of them: what is said at its place is asked for every one.
-    batch = collate([_answering(codec, row, ids[0]) for row in rows], fill_token(frozen.tokenizer)).to(frozen.device)
-    logits_BV, _ = answer_logits(frozen, batch, tokens)
+    logits_BV, _ = answer_logits(frozen, _batch(frozen, codec, rows, ids[0]), tokens)
     return logits_BV.log_softmax(-1)[:, [x[0] for x in ids]]
 
 
@@ -108,9 +112,5 @@ def _pass_each(
     ids: Sequence[Sequence[int]],
     tokens: Carried,
 ) -> Tensor:
-    columns = []
-    for candidate in ids:
-        encoded = [_answering(codec, row, candidate) for row in rows]
-        batch = collate(encoded, fill_token(frozen.tokenizer)).to(frozen.device)
-        columns.append(row_log_probabilities(frozen, batch, tokens))
+    columns = [row_log_probabilities(frozen, _batch(frozen, codec, rows, candidate), tokens) for candidate in ids]
     return torch.stack(columns, dim=1)

@@ -184,9 +184,12 @@ class FrozenModel:
         if reads_text and self.geometry.position_kind != "relative":
             positions = self._positions(rows, given, tokens)
         ids = given.get("input_ids")
-        if ids is not None and (placed.has_slots(ids) or (reads_text and any(x is not None for x in rows.prompts))):
-            if placed.past_length(given) == 0:
-                placed.note_slots(rows, ids)
+        has_slots = placed.has_slots(ids)
+        expects_slots = reads_text and any(x is not None for x in rows.prompts)
+        if ids is not None and (has_slots or expects_slots) and placed.past_length(given) == 0:
+            placed.note_slots(rows, ids)
+        # Steps from a cache have nothing to fill.
+        if ids is not None and has_slots:
             given |= {"inputs_embeds": placed.filled(self._text_embeddings, rows, ids), "input_ids": None}
         if positions is not None and self._position_offset is not None:
             given["position_ids"] = positions + self._position_offset
