@@ -21,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from epigraph.errors import BatchMismatch, LostBinding, UnsupportedModel
+from epigraph.frozen.packing import Packing
 from epigraph.frozen.rows import Rows
 from epigraph.virtual import Site
 
@@ -66,7 +67,7 @@ class Run:
 
     ``columns_BP``: the columns of keys whose text is an infix, to which the virtual ones are added; -1 is none.
 
-    ``seen``, where given, collects each layer's call.
+    ``seen``, where given, collects each layer's call. ``packing``: the rows come as one, without their padding.
     """
 
     slots: Mapping[nn.Module, Slot]
@@ -74,6 +75,7 @@ class Run:
     positions_BT: Tensor | None = None
     columns_BP: Tensor | None = None
     seen: dict[nn.Module, Call] | None = None
+    packing: Packing | None = None
     masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def mask(self, text_mask: Tensor | None, slot: Slot, absent: tuple[int, ...], shape: Shape) -> Tensor | None:
@@ -167,6 +169,10 @@ def _attention(name: str) -> Callable[..., Any]:
             )
         if run.seen is not None:
             run.seen[module] = _seen(module, query, key, value, attention_mask, kwargs)
+        if run.packing is not None:
+            query, key, value = (run.packing.spread(x) for x in (query, key, value))
+            additive = key.dtype if name == "eager" else None
+            attention_mask = run.packing.mask(run.slots[module].window, additive)
         if run.rows is not None and run.rows.longest:
             slot = run.slots[module]
             absent = run.rows.absent(slot.site, slot.layer)
@@ -176,7 +182,8 @@ def _attention(name: str) -> Callable[..., Any]:
                 attention_mask = run.mask(attention_mask, slot, absent, shape)
                 key, value = _in_front(run, run.rows, slot, key, value)
                 _widen_bias(kwargs, run.rows.longest)
-        return inner(module, query, key, value, attention_mask, **kwargs)
+        out, *more = inner(module, query, key, value, attention_mask, **kwargs)
+        return (out if run.packing is None else run.packing.packed(out), *more)
 
     return attend
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, Self
@@ -17,19 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from epigraph.errors import (
-    AlreadyBound,
-    BadValue,
-    BatchMismatch,
-    LostBinding,
-    TextTooLong,
-)
-from epigraph.frozen import attention, placed
+from epigraph.errors import AlreadyBound, BadValue, BatchMismatch, LostBinding, TextTooLong
+from epigraph.frozen import attention, placed, scored
 from epigraph.frozen.attention import ARGUMENT, Run
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey, text_embeddings
 from epigraph.frozen.loading import load, usable_device
 from epigraph.frozen.lower import lowered, read_alone, refuse_lowering, refuse_placing
+from epigraph.frozen.packing import packing_of
 from epigraph.frozen.recompute import recompute, refuse_reentrant
 from epigraph.frozen.resolve import Checkpoint, public_name, resolve
 from epigraph.frozen.rows import Rows, rows_for
@@ -77,6 +72,7 @@ class FrozenModel:
         self._bindings: list[Rows] = []
         self._layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
         self._text_embeddings = text_embeddings(model)
+        scored.narrow_head(model)
         # generate() calls an encoder alone, and so do heads. Other parts of a model are not ways in.
         ways_in = {"encoder-decoder": [model.get_encoder()], "causal": []}.get(self.kind, [model.base_model])
         self._signatures = {x: inspect.signature(x.forward) for x in (model, *ways_in)}
@@ -108,6 +104,14 @@ class FrozenModel:
     def tokenizer_fingerprint(self) -> str:
         """64 hex digits over what the tokenizer does."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether rows are packed where logits are :meth:`scored`: no number changes, and padding costs nothing.
+
+        Found by trying, once; may be set.
+        """
+        return self.kind == "causal" and scored.can_pack(self.model, self._slots, self._position_offset)
 
     @property
     def device(self) -> torch.device:
@@ -193,7 +197,11 @@ class FrozenModel:
             given |= {"inputs_embeds": placed.filled(self._text_embeddings, rows, ids), "input_ids": None}
         if positions is not None and self._position_offset is not None:
             given["position_ids"] = positions + self._position_offset
-        run = Run(slots=self._slots, rows=rows, positions_BT=positions, columns_BP=placed.infix_columns(rows))
+        now, packing = scored.wanted(self.model), None
+        if now is not None and self.packs and (packing := packing_of(given)) is not None:
+            now.packing, given = packing, packing.arguments(given)
+        columns = placed.infix_columns(rows)
+        run = Run(slots=self._slots, rows=rows, positions_BT=positions, columns_BP=columns, packing=packing)
         return {**given, ARGUMENT: run}
 
     def _positions(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> Tensor:
@@ -281,18 +289,10 @@ class FrozenModel:
         states: Tensor = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
         return states
 
-    @contextmanager
-    def scored(self, mask_BT: Tensor) -> Iterator[None]:
+    def scored(self, mask_BT: Tensor) -> AbstractContextManager[None]:
         """Let the language-modelling head see only the marked positions: ``logits`` become ``[1, marked, V]``.
 
-        Whatever the model does to its logits afterwards is left to it, so the numbers are the model's own.
+        Whatever the model does to its logits afterwards is left to it, so the numbers are the model's own. Bound
+        forwards of a causal decoder are packed meanwhile, unless :attr:`packs` is False.
         """
-
-        def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][mask_BT][None], *args[1:])
-
-        handle = self.model.get_output_embeddings().register_forward_pre_hook(narrow)
-        try:
-            yield
-        finally:
-            handle.remove()
+        return scored.scored(self.model, mask_BT)
