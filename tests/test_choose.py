@@ -128,6 +128,8 @@ def test_members_are_asked_in_one_batch(runs: list[Path]) -> None:
     rows = [{"source": x} for x in SOURCES]
     passes: list[object] = []
     done: list[int] = []
+    # Whether rows can be packed is tried once, in passes of its own.
+    assert first.frozen.packs == (first.frozen.kind == "causal")
     handle = first.frozen.model.register_forward_hook(lambda *what: passes.append(what))
     asked = [first.codec.source(row) for row in rows]
     answers(first.frozen, first.codec, asked, rows, joined, batch_size=3 * len(rows), advance=done.append)

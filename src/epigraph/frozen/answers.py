@@ -16,6 +16,7 @@ from torch.nn import functional
 from epigraph.errors import BadValue
 from epigraph.frozen.batch import Batch
 from epigraph.frozen.inputs import FIRST_SLOT
+from epigraph.frozen.likelihood import negative_log_likelihood
 from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.rows import Carried
 
@@ -48,9 +49,10 @@ class Head:
 def answer_logits(
     frozen: FrozenModel, batch: Batch, tokens: Carried, head: Head | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``[S, V]`` (or ``[S, C]``) float32 logits at scored places only, row after row, and ``[S]`` what is right there.
+    """``[S, V]`` (or ``[S, C]``) logits at scored places only, row after row, and ``[S]`` what is right there.
 
-    Raises :class:`BadValue` for a model that neither says anything nor has a head.
+    They have the model's dtype, those of a head float32. Raises :class:`BadValue` for a model that neither says
+    anything nor has a head.
     """
     if head is not None:
         with frozen.bind(tokens):
@@ -64,7 +66,7 @@ def answer_logits(
         case "masked":
             with frozen.bind(tokens), frozen.scored(batch.scored_BT):
                 out = frozen.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT)
-            return out.logits[0].float(), batch.answer_BA[batch.said_BA]
+            return out.logits[0], batch.answer_BA[batch.said_BA]
         case "encoder":
             raise BadValue(
                 f"{frozen.name} has no language-modelling head, so it says no words; give text.labels (a head chooses)"
@@ -78,7 +80,7 @@ def row_log_probabilities(frozen: FrozenModel, batch: Batch, tokens: Carried) ->
     so that answers of several lengths are compared by their mean.
     """
     logits_SV, targets_S = answer_logits(frozen, batch, tokens)
-    said_S = -functional.cross_entropy(logits_SV, targets_S, reduction="none")
+    said_S = -negative_log_likelihood(logits_SV, targets_S)
     places = batch.scored_BT[:, 1:] if frozen.kind == "causal" else batch.said_BA
     row_S = places.nonzero()[:, 0]
     sums_B = torch.zeros(len(batch.ids_BT), device=said_S.device).index_add(0, row_S, said_S)
@@ -90,7 +92,7 @@ def _continued(frozen: FrozenModel, batch: Batch, tokens: Carried) -> tuple[Tens
     next_scored[:, :-1] = batch.scored_BT[:, 1:]
     with frozen.bind(tokens, sources=batch.sources), frozen.scored(next_scored):
         out = frozen.model(input_ids=batch.ids_BT, attention_mask=batch.mask_BT, use_cache=False)
-    return out.logits[0].float(), batch.ids_BT[:, 1:][batch.scored_BT[:, 1:]]
+    return out.logits[0], batch.ids_BT[:, 1:][batch.scored_BT[:, 1:]]
 
 
 def _answered(frozen: FrozenModel, batch: Batch, tokens: Carried) -> tuple[Tensor, Tensor]:
@@ -102,4 +104,4 @@ def _answered(frozen: FrozenModel, batch: Batch, tokens: Carried) -> tuple[Tenso
         out = frozen.model(
             input_ids=batch.ids_BT, attention_mask=batch.mask_BT, decoder_input_ids=decoder_BA, use_cache=False
         )
-    return out.logits[0].float(), batch.answer_BA[batch.said_BA]
+    return out.logits[0], batch.answer_BA[batch.said_BA]

@@ -102,7 +102,7 @@ def _one_pass(
 ) -> Tensor:
     # The first candidate stands for all of them: what is said at its place is asked for every one.
     logits_BV, _ = answer_logits(frozen, _batch(frozen, codec, rows, ids[0]), tokens)
-    return logits_BV.log_softmax(-1)[:, [x[0] for x in ids]]
+    return logits_BV.float().log_softmax(-1)[:, [x[0] for x in ids]]
 
 
 def _pass_each(

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional
 
 from epigraph.frozen.answers import Head, answer_logits
 from epigraph.frozen.batch import Batch
+from epigraph.frozen.likelihood import negative_log_likelihood
 from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.rows import Carried
 from epigraph.methods.base import Method
@@ -22,7 +22,7 @@ Reduction = Literal["token-mean", "example-sum"]
 def token_losses(frozen: FrozenModel, batch: Batch, tokens: Carried, head: Head | None = None) -> Tensor:
     """``[S]`` float32: the negative log-likelihood, in nats, of each scored token, row after row."""
     logits_SV, targets_S = answer_logits(frozen, batch, tokens, head)
-    return functional.cross_entropy(logits_SV, targets_S, reduction="none")
+    return negative_log_likelihood(logits_SV, targets_S)
 
 
 def head_of(method: Method) -> Head | None:
