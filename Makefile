@@ -10,7 +10,7 @@ SECONDS ?= 600
 # Processes that share the tests, one thread each: tiny models gain nothing by a second thread.
 WORKERS ?= 2
 
-.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-methods clean
+.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-train bench-methods clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -75,6 +75,11 @@ health: setup ## sizes of modules and functions, import cycles, against our boun
 
 bench: models ## the table of docs/results.md, as JSON (about an hour on two cores)
 	$(BIN)/python benchmarks/e2e.py --json benchmarks/results/e2e.json
+
+bench-train: models ## training beside PEFT: docs/performance.md, as JSON (about an hour on two cores)
+	$(BIN)/epigraph models fetch gemma-3-270m
+	$(BIN)/epigraph bench train --json benchmarks/results/train.json --pictures docs
+	$(BIN)/python docs/paste_tables.py
 
 bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, encoder-decoders: about three hours)
 	$(BIN)/epigraph models fetch minilm

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epigraph.frozen.inputs import Encoded
-from epigraph.train.batches import POOL, collate, endless, epoch, in_order
+from epigraph.train.batches import POOL, ahead, collate, endless, epoch, in_order, share
 
 FILL = 7
 quick = settings(deadline=None, max_examples=150)
@@ -111,3 +115,40 @@ def test_in_order_is_every_row_once_longest_first(rows: list[Encoded], batch_siz
 def test_no_rows_are_no_batch() -> None:
     with pytest.raises(ValueError, match="empty"):
         collate([], FILL)
+
+
+@quick
+@given(rows=st.lists(encoded(), min_size=1, max_size=9), num=st.integers(1, 5))
+def test_shares_are_the_batch_and_carry_no_padding_of_others(rows: list[Encoded], num: int) -> None:
+    """Each is what its own rows alone would be collated to; one that has no row reads the first, and does not count."""
+    batch = collate(rows, FILL)
+    for rank in range(num):
+        own = share(batch, rank, num)
+        alone = collate(rows[rank::num] or rows[:1], FILL)
+        assert own.num_rows == len(rows)
+        assert own.weight == (rank < len(rows))
+        for field in dataclasses.fields(alone):
+            assert torch.equal(getattr(own.batch, field.name), getattr(alone, field.name)), field.name
+    assert sum(share(batch, rank, num).num_tokens for rank in range(num)) == batch.num_tokens
+
+
+def test_items_made_ahead_are_the_same_one_ahead_and_no_more() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(5):
+            made.append(i)
+            yield i
+        raise ValueError("no more")
+
+    taken = ahead(items())
+    assert next(taken) == 0
+    while len(made) < 2:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    assert made == [0, 1]
+    assert list(islice(taken, 4)) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="no more"):
+        next(taken)
+    assert list(ahead([])) == []
+    assert not [x for x in threading.enumerate() if x.name.startswith("ThreadPoolExecutor")]

@@ -35,6 +35,7 @@ EpigraphError
     │   ├── NothingToResume        no checkpoint, or none that is whole
     │   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
     │   ├── RunInUse               another process writes to the same folder
+    │   ├── ProcessLost            one of the processes that train together ended or failed
     │   └── Interrupted            Ctrl-C or SIGTERM: the run stopped after a step, which is saved
     └── ArtifactError
         ├── NotAnArtifact          the file is something else (a pickle, a folder, a link, a model)
@@ -190,6 +191,10 @@ class ResumeMismatch(RunError):
 
 class RunInUse(RunError):
     """Another process writes to the same folder."""
+
+
+class ProcessLost(RunError):
+    """One of the processes that train together ended or failed."""
 
 
 class Interrupted(RunError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 
+from epigraph.cli import bench as bench_commands
 from epigraph.cli import data as data_commands
 from epigraph.cli import models as models_commands
 from epigraph.cli.evaluate import evaluate
@@ -15,6 +18,8 @@ from epigraph.cli.inspect import inspect
 from epigraph.cli.report import report
 from epigraph.cli.train import train
 from epigraph.errors import UserError
+
+SPEAKING_SECONDS = 2.0
 
 app = typer.Typer(
     name="epigraph",
@@ -26,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(models_commands.app, name="models", help="Base models: fetch, list, path.")
 app.add_typer(data_commands.app, name="data", help="Datasets: list, fetch, path.")
+app.add_typer(bench_commands.app, name="bench", help="Measurements beside the peers: train, show.")
 app.command()(train)
 app.command()(evaluate)
 app.command()(generate)
@@ -66,5 +72,10 @@ def _in_words(mistake: TyperException) -> str:
 
 
 def _fail(message: str, code: int = 2) -> None:
-    print(f"epigraph: {message}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"epigraph: {message}", file=sys.stderr)
+    else:
+        # Of processes that were launched together the first speaks for all. Launchers end the rest as soon as one has
+        # ended: it must not be that one.
+        time.sleep(SPEAKING_SECONDS)
     sys.exit(code)

@@ -63,7 +63,7 @@ def print_rows(title: str, header: Iterable[str], rows: Iterable[Iterable[str]])
     Console().print(table)
 
 
-def progress(*extra: TextColumn) -> Progress:
+def progress(*extra: TextColumn, shown: bool = True) -> Progress:
     """A progress bar on stderr that leaves its last state on the screen."""
     return Progress(
         TextColumn("{task.description}"),
@@ -73,6 +73,7 @@ def progress(*extra: TextColumn) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not shown,
     )
 
 

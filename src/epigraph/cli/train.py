@@ -73,17 +73,24 @@ def train(
     recipe = _recipe(words or [], given, out if resume else None)
     # After the recipe: these take seconds to import, and a mistake in a flag is answered at once.
     from epigraph.train.folder import check_base_is_kept, check_output
+    from epigraph.train.parallel import joined
     from epigraph.train.prepare import prepare
 
-    if out is not None and not dry_run and not resume:
-        check_output(out, overwrite=overwrite)
-        check_base_is_kept(out, recipe.model)
-    ready = prepare(recipe, device=device)
-    if dry_run:
-        _dry_run(ready, as_json)
-        return
-    assert out is not None
-    _run(ready, out, as_json, resume=resume)
+    def check_folder() -> None:
+        if out is not None and not dry_run and not resume:
+            check_output(out, overwrite=overwrite)
+            check_base_is_kept(out, recipe.model)
+
+    with joined(device) as processes:
+        if dry_run and processes.num > 1:
+            raise BadValue(f"--dry-run: got {processes.num} processes, expected one; start it without a launcher")
+        processes.from_main(check_folder)
+        ready = prepare(recipe, device=device, processes=processes)
+        if dry_run:
+            _dry_run(ready, as_json)
+            return
+        assert out is not None
+        _run(ready, out, as_json, resume=resume)
 
 
 def _recipe(words: list[str], flags: Mapping[str, Any], resumed: Path | None) -> Any:
@@ -107,8 +114,9 @@ def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:
     from epigraph.train.build import make_method
     from epigraph.train.run import run
 
-    method = make_method(ready)
-    with show.progress(TextColumn("{task.fields[state]}")) as bar:
+    processes = ready.processes
+    method = processes.together(lambda: make_method(ready))
+    with show.progress(TextColumn("{task.fields[state]}"), shown=processes.is_main) as bar:
         job = bar.add_task("training", total=ready.steps, state="")
         summary = run(
             ready,
@@ -118,6 +126,8 @@ def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:
             report=_follow(lambda **fields: bar.update(job, **fields)),
             notice=lambda words: bar.console.print(f"epigraph: {words}", markup=False, highlight=False, soft_wrap=True),
         )
+    if not processes.is_main:
+        return
     if as_json:
         show.print_json(summary)
         return

@@ -21,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from epigraph.errors import BatchMismatch, LostBinding, UnsupportedModel
+from epigraph.frozen.cache import NONE, Held
 from epigraph.frozen.packing import Packing
 from epigraph.frozen.rows import Rows
 from epigraph.virtual import Site
@@ -68,6 +69,7 @@ class Run:
     ``columns_BP``: the columns of keys whose text is an infix, to which the virtual ones are added; -1 is none.
 
     ``seen``, where given, collects each layer's call. ``packing``: the rows come as one, without their padding.
+    ``held``: the layers whose keys and values come out of a cache with the virtual ones in front already.
     """
 
     slots: Mapping[nn.Module, Slot]
@@ -76,6 +78,7 @@ class Run:
     columns_BP: Tensor | None = None
     seen: dict[nn.Module, Call] | None = None
     packing: Packing | None = None
+    held: Held = NONE
     masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def mask(self, text_mask: Tensor | None, slot: Slot, absent: tuple[int, ...], shape: Shape) -> Tensor | None:
@@ -178,9 +181,11 @@ def _attention(name: str) -> Callable[..., Any]:
             absent = run.rows.absent(slot.site, slot.layer)
             if len(absent) < len(run.rows.prefixes):
                 told = attention_mask is None and _is_causal(module, None, kwargs.get("is_causal"))
-                shape = Shape(num_queries=query.shape[2], num_columns=key.shape[2], causal=told)
+                if (slot.site, slot.layer) not in run.held:
+                    key, value = _in_front(run, run.rows, slot, key, value)
+                num_columns = key.shape[2] - run.rows.longest
+                shape = Shape(num_queries=query.shape[2], num_columns=num_columns, causal=told)
                 attention_mask = run.mask(attention_mask, slot, absent, shape)
-                key, value = _in_front(run, run.rows, slot, key, value)
                 _widen_bias(kwargs, run.rows.longest)
         out, *more = inner(module, query, key, value, attention_mask, **kwargs)
         return (out if run.packing is None else run.packing.packed(out), *more)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from epigraph.contract import Decoding
+from epigraph.frozen.cache import cache_for
 from epigraph.frozen.inputs import fill_token, pad
 from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.rows import Carried
@@ -36,6 +37,8 @@ def generate(
     ``prefixes``: one for all rows, one a row, or None for the bare model. Rows are decoded in batches of similar
     length, and neighbours of one length stay neighbours; ``advance`` is told how many are done. ``processor`` changes
     the logits of every step; ``options`` go to transformers' ``GenerationConfig`` (sampling, say).
+    ``cache_implementation="dynamic"`` decodes with transformers' own cache, in front of which virtual tokens are put
+    at every step: the same answers, slower. So do the other caches that it names.
     """
     prefixes = carried_rows(frozen, prefixes)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -81,10 +84,24 @@ def _batch(
         processors = LogitsProcessorList([] if processor is None else [processor])
         with frozen.bind(prefixes, copies=copies, sources=[len(prompt) for prompt in prompts]):
             out = frozen.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=processors
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors,
+                **_cache(frozen, config, ids.shape[1]),
             )
     start = ids.shape[1] if goes_on else len(frozen.decoder_start)
     return [_until(row, stops) for row in out[:, start:].tolist()]
+
+
+def _cache(frozen: FrozenModel, config: GenerationConfig, num_tokens: int) -> dict[str, Cache]:
+    """One that begins with the virtual tokens, unless another is asked for, or none, or it would not fit."""
+    asked = config.use_cache is not False and config.cache_implementation is None
+    # T5 counts its columns of keys to know distances, and would count virtual ones.
+    if not asked or frozen.geometry.position_kind == "relative":
+        return {}
+    before = num_tokens if frozen.kind == "causal" else len(frozen.decoder_start)
+    return {"past_key_values": cache_for(frozen.model.config, before + (config.max_new_tokens or 0))}
 
 
 def _generation_config(frozen: FrozenModel, decoding: Decoding, options: dict[str, Any]) -> GenerationConfig:

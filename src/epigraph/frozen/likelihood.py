@@ -20,7 +20,7 @@ def negative_log_likelihood(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
     Computed in float32 piece by piece, from logits of any dtype, so that there is no float32 copy of them and no
     table of probabilities; the backward pass makes the gradient of the logits and nothing beside it.
     """
-    found: Tensor = _NegativeLogLikelihood.apply(logits_SV, targets_S)
+    found: Tensor = _NegativeLogLikelihood.apply(logits_SV, targets_S)  # type: ignore[no-untyped-call]
     return found
 
 

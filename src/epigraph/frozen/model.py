@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from epigraph.errors import AlreadyBound, BadValue, BatchMismatch, LostBinding, TextTooLong
-from epigraph.frozen import attention, placed, scored
+from epigraph.frozen import attention, cache, placed, scored
 from epigraph.frozen.attention import ARGUMENT, Run
+from epigraph.frozen.cache import Held
 from epigraph.frozen.fingerprint import fingerprint, fingerprint_state, tokenizer_fingerprint
 from epigraph.frozen.geometry import survey, text_embeddings
 from epigraph.frozen.loading import load, usable_device
@@ -172,16 +173,16 @@ class FrozenModel:
             )
         given = self._signatures[module].bind_partial(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
+        held = cache.held(given.get("past_key_values"), rows)
         if rows is None or not rows.tokens:
             placed.refuse_slots(given.get("input_ids"))
         if rows is None:
             return args, {**kwargs, ARGUMENT: Run(slots=self._slots)}
         refuse_reentrant(self._layers)
         tokens = next(given[x] for x in ("input_ids", "inputs_embeds", "decoder_input_ids") if given.get(x) is not None)
-        rows = rows.for_batch(tokens.shape[0])
-        return (), self._carrying(rows, given, tokens)
+        return (), self._carrying(rows.for_batch(tokens.shape[0]), given, tokens, held)
 
-    def _carrying(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+    def _carrying(self, rows: Rows, given: dict[str, Any], tokens: Tensor, held: Held) -> dict[str, Any]:
         """The arguments of a forward, with positions, with slots filled, and with what its attention is to carry."""
         positions = None
         reads_text = self.kind != "encoder-decoder" or given.get("decoder_input_ids") is not tokens
@@ -200,8 +201,8 @@ class FrozenModel:
         now, packing = scored.wanted(self.model), None
         if now is not None and self.packs and (packing := packing_of(given)) is not None:
             now.packing, given = packing, packing.arguments(given)
-        columns = placed.infix_columns(rows)
-        run = Run(slots=self._slots, rows=rows, positions_BT=positions, columns_BP=columns, packing=packing)
+        at = placed.infix_columns(rows)
+        run = Run(slots=self._slots, rows=rows, positions_BT=positions, columns_BP=at, packing=packing, held=held)
         return {**given, ARGUMENT: run}
 
     def _positions(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> Tensor:

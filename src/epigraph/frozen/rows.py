@@ -81,6 +81,10 @@ class Rows:
         """The numbers of the distinct prefixes that have no virtual tokens in this layer."""
         return tuple(number for number, prefix in enumerate(self.prefixes) if _at(prefix, site, layer) is None)
 
+    def num_columns(self, site: Site, layer: int) -> int:
+        """P, or 0 in a layer where no prefix has virtual tokens."""
+        return self.longest if len(self.absent(site, layer)) < len(self.prefixes) else 0
+
     def stacked(self, site: Site, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rows' virtual keys and values, left-padded, each ``[B or 1, K, P, H]`` in ``like``'s dtype."""
         keys, values = [], []

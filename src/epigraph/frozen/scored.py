@@ -62,7 +62,8 @@ def narrow_head(model: PreTrainedModel) -> None:
     def narrow(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         now = wanted(model)
         if now is None:
-            return None
+            # The last states alone, as generate() asks for them, are a view with gaps, which torch multiplies slowly.
+            return None if args[0].is_contiguous() else (args[0].contiguous(), *args[1:])
         if now.packing is None:
             return (args[0][now.mask_BT][None], *args[1:])
         return (args[0][now.packing.packed(now.mask_BT)][None], *args[1:])

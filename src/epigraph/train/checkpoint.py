@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from epigraph.errors import Interrupted, NothingToResume
 from epigraph.files import clear_unfinished, write_whole
+from epigraph.train.parallel import ALONE, Processes
 from epigraph.train.record import said_plainly
 from epigraph.train.state import Count, Position, State
 from epigraph.train.stop import Stop
@@ -49,11 +50,22 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Saves a run's states in its folder: every so many steps (None: every minute), at a stop, and at the end."""
+    """Saves a run's states in its folder: every so many steps (None: every minute), at a stop, and at the end.
+
+    Of several processes the main one writes, and the others wait for it where a stop was asked for.
+    """
 
     def __init__(
-        self, run_folder: Path, *, every: int | None, steps: int, stop: Stop, resumed_at: tuple[int, ...] = ()
+        self,
+        run_folder: Path,
+        *,
+        every: int | None,
+        steps: int,
+        stop: Stop,
+        resumed_at: tuple[int, ...] = (),
+        processes: Processes = ALONE,
     ) -> None:
+        self._processes = processes
         self._run_folder = run_folder
         self._resumed_at = resumed_at
         self._every = every
@@ -63,7 +75,11 @@ class Checkpoints:
 
     def is_due(self, step: int) -> bool:
         """The state after ``step`` is wanted."""
-        if self._stop or step == self._steps:
+        if self._stop:
+            return True
+        if not self._processes.is_main:
+            return False
+        if step == self._steps:
             return True
         if self._every is None:
             return time.monotonic() - self._last >= DEFAULT_SECONDS
@@ -74,6 +90,18 @@ class Checkpoints:
 
         Raises :class:`CannotWrite`, and :class:`Interrupted` once it is written where a stop was asked for.
         """
+        if self._stop:
+            self._processes.from_main(lambda: self._write(state))
+        else:
+            self._write(state)
+        if self._stop.signal is not None and state.position.step < self._steps:
+            raise Interrupted(
+                f"stopped after step {state.position.step} of {self._steps}, which is saved; "
+                f"go on with: epigraph train --resume --out {self._run_folder}",
+                signal=self._stop.signal,
+            )
+
+    def _write(self, state: State) -> None:
         header = _Header(position=state.position, resumed_at=self._resumed_at)
         data = safetensors.torch.save(dict(state.tensors), {_KEY: header.model_dump_json()})
         folder = self._run_folder / FOLDER
@@ -84,12 +112,6 @@ class Checkpoints:
             for old in _files(folder)[:-NUM_KEPT]:
                 old.unlink(missing_ok=True)
         self._last = time.monotonic()
-        if self._stop.signal is not None and state.position.step < self._steps:
-            raise Interrupted(
-                f"stopped after step {state.position.step} of {self._steps}, which is saved; "
-                f"go on with: epigraph train --resume --out {self._run_folder}",
-                signal=self._stop.signal,
-            )
 
 
 def clear(run_folder: Path) -> None:

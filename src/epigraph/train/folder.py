@@ -22,7 +22,11 @@ BASE = "base"
 TENSORBOARD = "tensorboard"
 
 # What may differ between a run and its going on: where things lie, how often it is saved, and who watches.
-_FREE = ("model", "data.train", "data.dev", "data.test", "training.checkpoint_every", "training.tensorboard", "given")
+_FREE = (
+    *("model", "data.train", "data.dev", "data.test", "training.checkpoint_every", "training.tensorboard", "given"),
+    # How the same rows are shared out, and the same weights.
+    *("num_processes", "training.shard_base"),
+)
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:

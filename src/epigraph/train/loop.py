@@ -5,29 +5,32 @@ Knows a frozen model, a method and rows of ids; does not know tasks, recipes on 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from epigraph.errors import TrainingFailed
-from epigraph.frozen.batch import Batch, num_scored
+from epigraph.frozen.batch import num_scored
 from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import Method
 from epigraph.train.adafactor import Adafactor
-from epigraph.train.batches import endless, in_order
+from epigraph.train.batches import Share, ahead, endless, in_order, share
 from epigraph.train.best import Best
 from epigraph.train.loss import denominator, head_of, token_losses
+from epigraph.train.parallel import ALONE, Processes
 from epigraph.train.recipe import TrainingPart
 from epigraph.train.state import Position, State, gather, put_back
+from epigraph.train.stop import Stop
 
 OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
 Record = Mapping[str, Any]
@@ -68,33 +71,37 @@ def train(
     report: Callable[[Record], None] = lambda _: None,
     begin: State | None = None,
     saver: Saver | None = None,
+    processes: Processes = ALONE,
+    stop: Stop | None = None,
 ) -> Outcome:
     """Train ``method`` in place on ``rows``; the best development score's virtual tokens are kept.
 
     ``report`` gets one record a step (loss in nats a token or an example, learning rate, gradient norm, tokens,
     seconds) and one a development score. From ``begin``, the run goes on as the one that saved it would have: on a
     CPU bit for bit. Raises :class:`TrainingFailed` when the loss is no number any more.
+
+    Several ``processes`` share out each batch's rows and add up their gradients, so that all take the same step, and
+    that of one process up to rounding. A ``stop`` that was asked of one of them reaches all of them with that sum.
     """
     frozen.checkpoint_activations(plan.checkpoint_activations)
-    run = _Run(frozen, method, plan, rows, lr)
+    run = _Run(frozen, method, plan, rows, lr, processes, Stop() if stop is None else stop)
+    processes.same(method.state_dict().values())
     if begin is not None:
         put_back(begin, *run.parts)
     at = begin.position if begin is not None else Position()
-    skip = at.step * plan.accumulation
-    batches = endless(rows, plan.batch_size, plan.seed, fill_token(frozen.tokenizer), buckets=plan.buckets, skip=skip)
     start = time.perf_counter() - at.seconds
-    while at.step < steps and not run.best.is_enough:
-        step = at.step + 1
-        window = [batch.to(frozen.device) for batch in itertools.islice(batches, plan.accumulation)]
-        record = run.step(window, lr * _factor(plan, steps, step - 1))
-        report({"step": step, **record, "seconds": time.perf_counter() - start})
-        if score is not None and (step == steps or (plan.dev_every and step % plan.dev_every == 0)):
-            values = score(run.method)
-            report({"step": step, "dev": dict(values), "seconds": time.perf_counter() - start})
-            run.best.take(step, values)
-        at = run.position(step, at.tokens + record["tokens"], time.perf_counter() - start)
-        if saver is not None and saver.is_due(step):
-            saver.save(State(position=at, tensors=gather(*run.parts)))
+    with contextlib.closing(_windows(frozen, rows, plan, processes, at.step)) as windows:
+        while at.step < steps and not run.best.is_enough:
+            step = at.step + 1
+            record = run.step(next(windows), lr * _factor(plan, steps, step - 1))
+            report({"step": step, **record, "seconds": time.perf_counter() - start})
+            if score is not None and (step == steps or (plan.dev_every and step % plan.dev_every == 0)):
+                values = score(run.method)
+                report({"step": step, "dev": dict(values), "seconds": time.perf_counter() - start})
+                run.best.take(step, values)
+            at = run.position(step, at.tokens + record["tokens"], time.perf_counter() - start)
+            if saver is not None and saver.is_due(step):
+                saver.save(State(position=at, tensors=gather(*run.parts)))
     run.best.restore()
     frozen.checkpoint_activations(False)
     return Outcome(
@@ -107,32 +114,59 @@ def train(
     )
 
 
-def dev_loss(frozen: FrozenModel, rows: Sequence[Encoded], method: Method, batch_size: int = 16) -> float:
-    """The mean negative log-likelihood, in nats, of the scored tokens of ``rows``."""
-    total, count = 0.0, 0
+def _windows(
+    frozen: FrozenModel, rows: Sequence[Encoded], plan: TrainingPart, processes: Processes, steps_done: int
+) -> Generator[list[Share]]:
+    """This process's share of the batches of each step, on the model's device; those of the next are being made."""
+    skip, fill = steps_done * plan.accumulation, fill_token(frozen.tokenizer)
+    batches = endless(rows, plan.batch_size, plan.seed, fill, buckets=plan.buckets, skip=skip)
+    shares = (share(batch, processes.rank, processes.num) for batch in batches)
+    if frozen.device.type == "cuda":
+        shares = (x.pinned() for x in shares)
+    with contextlib.closing(ahead(shares)) as made:
+        while True:
+            yield [x.to(frozen.device) for x in itertools.islice(made, plan.accumulation)]
+
+
+def dev_loss(
+    frozen: FrozenModel,
+    rows: Sequence[Encoded],
+    method: Method,
+    batch_size: int = 16,
+    processes: Processes = ALONE,
+) -> float:
+    """The mean negative log-likelihood, in nats, of the scored tokens of ``rows``, of which each process reads some."""
+    sums = torch.zeros(2, dtype=torch.float64)
     with torch.inference_mode():
         folded = method.fold()
         tokens = None if folded is None else frozen.carried(folded)
-        for batch in in_order(rows, batch_size, fill_token(frozen.tokenizer)):
-            losses = token_losses(frozen, batch.to(frozen.device), tokens, head_of(method))
-            total += float(losses.sum())
-            count += losses.numel()
-    return total / max(count, 1)
+        for batch in in_order(rows, batch_size * processes.num, fill_token(frozen.tokenizer)):
+            own = share(batch, processes.rank, processes.num).to(frozen.device)
+            losses = token_losses(frozen, own.batch, tokens, head_of(method))
+            sums += own.weight * torch.tensor([float(losses.sum()), losses.numel()], dtype=torch.float64)
+    processes.add([sums])
+    return float(sums[0] / sums[1].clamp(min=1))
 
 
 class _Run:
     """The moving parts of a run: the method, its optimiser, and the best development score so far."""
 
     def __init__(
-        self, frozen: FrozenModel, method: Method, plan: TrainingPart, rows: Sequence[Encoded], lr: float
+        self,
+        frozen: FrozenModel,
+        method: Method,
+        plan: TrainingPart,
+        rows: Sequence[Encoded],
+        lr: float,
+        processes: Processes,
+        stop: Stop,
     ) -> None:
         self._frozen = frozen
         self._plan = plan
         self._scored_per_row = max(1.0, sum(num_scored(row) for row in rows) / len(rows))
-        self._accelerator = Accelerator(cpu=frozen.device.type == "cpu")
-        groups = _groups(method.to(frozen.device), plan, lr)
-        optimizer = OPTIMIZERS[plan.optimizer](groups, weight_decay=plan.weight_decay)
-        self.method, self.optimizer = self._accelerator.prepare(method, optimizer)
+        self._processes, self._stop = processes, stop
+        self.method = method.to(frozen.device)
+        self.optimizer = OPTIMIZERS[plan.optimizer](_groups(method, plan, lr), weight_decay=plan.weight_decay)
         self.best = Best(self.method, plan)
 
     @property
@@ -146,27 +180,34 @@ class _Run:
         kept = {"kept_step": best.step, "kept_values": dict(best.values), "since": best.since}
         return Position(step=step, tokens=tokens, seconds=seconds, **kept)
 
-    def step(self, batches: Sequence[Batch], lr: float) -> dict[str, Any]:
+    def step(self, shares: Sequence[Share], lr: float) -> dict[str, Any]:
         """One optimiser step; its record."""
-        self.method.train()
-        num_rows = sum(len(batch.ids_BT) for batch in batches)
-        divisor = denominator(num_rows, self._plan.reduction, self._scored_per_row)
-        total, count = 0.0, 0
-        for batch in batches:
-            losses_S = token_losses(self._frozen, batch, self.method(), head_of(self.method))
-            self._accelerator.backward(losses_S.sum() / divisor)
-            total += losses_S.detach().sum().item()
-            count += losses_S.numel()
+        num_rows = sum(own.num_rows for own in shares)
+        total, count, tokens = self._backward(shares, num_rows)
         loss = total / (num_rows if self._plan.reduction == "example-sum" else max(count, 1))
         if not math.isfinite(loss):
             raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
-        norm = self._accelerator.clip_grad_norm_(self.method.parameters(), self._plan.max_grad_norm)
+        norm = clip_grad_norm_(self.method.parameters(), self._plan.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        tokens = sum(batch.num_tokens for batch in batches)
-        return {"loss": loss, "grad_norm": float(norm or 0.0), "tokens": tokens, "lr": lr}
+        return {"loss": loss, "grad_norm": float(norm), "tokens": tokens, "lr": lr}
+
+    def _backward(self, shares: Sequence[Share], num_rows: int) -> tuple[float, int, int]:
+        """Leave the gradients of all processes' rows; the sum of their losses, their scored tokens, their tokens."""
+        self.method.train()
+        divisor = denominator(num_rows, self._plan.reduction, self._scored_per_row)
+        total, count = 0.0, 0
+        for own in shares:
+            losses_S = token_losses(self._frozen, own.batch, self.method(), head_of(self.method)) * own.weight
+            (losses_S.sum() / divisor).backward()
+            total += losses_S.detach().sum().item()
+            count += losses_S.numel() * own.weight
+        numbers = [total, count, sum(own.num_tokens for own in shares), *self._stop.flags()]
+        total, num_scored, num_tokens, *asked = self._processes.add_gradients(self.method.parameters(), numbers)
+        self._stop.hear(asked)
+        return total, int(num_scored), int(num_tokens)
 
 
 def _groups(method: Method, plan: TrainingPart, lr: float) -> list[dict[str, Any]]:

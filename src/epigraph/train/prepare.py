@@ -13,7 +13,9 @@ from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, draw_pairs, find, own_data
 from epigraph.train.contract import contract_for
 from epigraph.train.evaluate import answerable, lesson
+from epigraph.train.parallel import ALONE, Processes
 from epigraph.train.recipe import Recipe
+from epigraph.train.sharding import shard_base
 from epigraph.train.tensorboard import board_class
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -39,6 +41,7 @@ class Prepared:
     data_hashes: dict[str, str]
     steps: int
     precision: str
+    processes: Processes = ALONE
 
 
 def find_task(recipe: Recipe) -> Task:
@@ -52,11 +55,16 @@ def find_task(recipe: Recipe) -> Task:
     return own_data(data.train, data.dev, data.test, data.train.stem, labels)
 
 
-def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
+def prepare(recipe: Recipe, *, device: str = "cpu", processes: Processes = ALONE) -> Prepared:
     """Read and check everything; every mistake in recipe, data and model shows here, before any training.
 
-    Data come first: they are quick to read, and their mistakes are the likeliest.
+    Data come first: they are quick to read, and their mistakes are the likeliest. Each of several ``processes``
+    prepares the same, on a device of its own; a mistake that one of them finds is raised by all.
     """
+    return processes.together(lambda: _prepare(recipe, processes.device(device), processes))
+
+
+def _prepare(recipe: Recipe, device: str, processes: Processes) -> Prepared:
     if recipe.training.tensorboard:
         board_class()
     task = find_task(recipe)
@@ -65,7 +73,9 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
     dev = task.load("dev") if "dev" in task.splits else []
     _check_dev_metric(recipe, task, dev)
     precision = "fp32" if recipe.training.base_lr else precision_for(recipe.training.precision, device)
-    frozen = FrozenModel.load(recipe.model, dtype=DTYPES[precision], attention_name=recipe.attention, device=device)
+    frozen = processes.together(lambda: _base(recipe, precision, device, processes))
+    if recipe.training.shard_base:
+        shard_base(frozen, usable_device(device), processes.num)
     codec = Codec(frozen.tokenizer, contract_for(recipe, task, frozen))
     pairs, _ = answerable(codec, task, pairs)
     dev, _ = answerable(codec, task, dev) if dev else ([], [])
@@ -80,7 +90,19 @@ def prepare(recipe: Recipe, *, device: str = "cpu") -> Prepared:
         data_hashes={"train": data_hash(pairs), **({"dev": data_hash(dev)} if dev else {})},
         steps=recipe.steps_for(len(rows)),
         precision=precision,
+        processes=processes,
     )
+
+
+def _base(recipe: Recipe, precision: str, device: str, processes: Processes) -> FrozenModel:
+    """The frozen model on ``device``; one that is to be sharded comes by way of the CPU, since it may not fit there."""
+    if recipe.training.shard_base and processes.num == 1:
+        raise BadValue(
+            "training.shard_base shares the base out among several processes, got one; "
+            "start with torchrun or accelerate launch, or leave it out"
+        )
+    where = "cpu" if recipe.training.shard_base else device
+    return FrozenModel.load(recipe.model, dtype=DTYPES[precision], attention_name=recipe.attention, device=where)
 
 
 def _check_dev_metric(recipe: Recipe, task: Task, dev: Sequence[Example]) -> None:

@@ -134,6 +134,7 @@ class TrainingPart(Part):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     buckets: bool = True
     checkpoint_activations: bool = False
+    shard_base: bool = False
     seed: NonNegative = 0
     dev_every: NonNegative | None = None
     dev_metric: str = "loss"
@@ -151,6 +152,8 @@ class TrainingPart(Part):
     def _exact_enough(self) -> TrainingPart:
         if self.base_lr is not None and self.precision == "bf16":
             raise ValueError("base_lr trains the model's own weights, which bf16 is too coarse for; set precision fp32")
+        if self.base_lr is not None and self.shard_base:
+            raise ValueError("shard_base is for a frozen base, got base_lr, which trains it; leave one of them out")
         return self
 
 

@@ -1,6 +1,7 @@
 """One training run, from a recipe to a folder: artifact, records, summary. What `epigraph train` does.
 
 The folder holds recipe.json, steps.jsonl, checkpoints while it runs, then artifact.safetensors and summary.json.
+Where several processes train, all of them are here, and only the main one touches the folder.
 """
 
 from __future__ import annotations
@@ -14,14 +15,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from epigraph import artifact
-from epigraph.errors import MetricUnavailable
 from epigraph.frozen.resolve import public_name
 from epigraph.frozen.saving import save_base
 from epigraph.methods.base import Method
-from epigraph.tasks.base import Scores
 from epigraph.train import checkpoint
-from epigraph.train.checkpoint import Checkpoints
-from epigraph.train.evaluate import evaluate
+from epigraph.train.checkpoint import Checkpoint, Checkpoints
+from epigraph.train.development import dev_score
 from epigraph.train.folder import (
     BASE,
     RECIPE,
@@ -36,8 +35,7 @@ from epigraph.train.folder import (
     is_complete,
     read_json,
 )
-from epigraph.train.loop import Outcome, dev_loss, train
-from epigraph.train.loss import head_of
+from epigraph.train.loop import Outcome, train
 from epigraph.train.prepare import Prepared
 from epigraph.train.record import Lines, machine, said_plainly, versions, write_json
 from epigraph.train.state import State
@@ -65,24 +63,39 @@ def run(
     Raises :class:`ResumeMismatch`, :class:`NothingToResume`, :class:`RunInUse`, :class:`CannotWrite`, and
     :class:`Interrupted` once a run that was asked to stop is saved.
     """
-    with alone(folder):
-        if resume and ((folder / RECIPE).exists() or checkpoint.has_any(folder)):
-            check_same(folder, identity(ready))
-            if is_complete(folder):
-                # A run that was killed after its last file left its checkpoints.
-                checkpoint.clear(folder)
-                return read_json(folder, SUMMARY)
-        begin = checkpoint.latest(folder) if resume else None
-        if begin is None:
-            check_base_is_kept(folder, ready.recipe.model)
-            clear(folder)
-            write_json(folder / RECIPE, identity(ready))
-        clear_halves(folder)
+    processes = ready.processes
+    with contextlib.ExitStack() as stack:
+        processes.from_main(lambda: stack.enter_context(alone(folder)))
+        done = processes.from_main(lambda: _complete(ready, folder) if resume else None)
+        if done is not None:
+            return done
+        begin = processes.from_main(lambda: _begun(ready, folder, resume=resume))
         resumed_at = () if begin is None else (*begin.resumed_at, begin.state.position.step)
         outcome = _train(ready, method, folder, begin.state if begin else None, resumed_at, report, notice)
-        summary = _finish(ready, method, outcome, resumed_at, folder)
-        checkpoint.clear(folder)
-    return summary
+        return processes.from_main(lambda: _finish(ready, method, outcome, resumed_at, folder))
+
+
+def _complete(ready: Prepared, folder: Path) -> dict[str, Any] | None:
+    """The summary of the run in ``folder`` if that is complete, and the one that is to go on."""
+    if not (folder / RECIPE).exists() and not checkpoint.has_any(folder):
+        return None
+    check_same(folder, identity(ready))
+    if not is_complete(folder):
+        return None
+    # A run that was killed after its last file left its checkpoints.
+    checkpoint.clear(folder)
+    return read_json(folder, SUMMARY)
+
+
+def _begun(ready: Prepared, folder: Path, *, resume: bool) -> Checkpoint | None:
+    """Where the run goes on; without a checkpoint None, and a folder that is ready for its beginning."""
+    begin = checkpoint.latest(folder) if resume else None
+    if begin is None:
+        check_base_is_kept(folder, ready.recipe.model)
+        clear(folder)
+        write_json(folder / RECIPE, identity(ready))
+    clear_halves(folder)
+    return begin
 
 
 def _train(
@@ -97,16 +110,25 @@ def _train(
     plan = ready.recipe.training
     if plan.dev_every is None:
         plan = plan.model_copy(update={"dev_every": max(1, ready.steps // DEFAULT_DEV_SCORES)})
-    saves = plan.checkpoint_every != 0
+    saves, processes = plan.checkpoint_every != 0, ready.processes
+    is_main, is_alone = processes.is_main, processes.num == 1
     with (
-        _records(folder, resumed_at[-1] if resumed_at else 0, board=plan.tensorboard) as write,
-        on_signals(notice) if saves else contextlib.nullcontext(Stop()) as stop,
+        _records(folder, resumed_at[-1] if resumed_at else 0, board=plan.tensorboard, is_main=is_main) as write,
+        on_signals(notice if is_main else _silent, alone=is_alone) if saves else contextlib.nullcontext(Stop()) as stop,
     ):
-        saver = Checkpoints(folder, every=plan.checkpoint_every, steps=ready.steps, stop=stop, resumed_at=resumed_at)
 
         def record(entry: Mapping[str, Any]) -> None:
             write(entry)
             report(entry)
+
+        saver = Checkpoints(
+            folder,
+            every=plan.checkpoint_every,
+            steps=ready.steps,
+            stop=stop,
+            resumed_at=resumed_at,
+            processes=processes,
+        )
 
         return train(
             ready.frozen,
@@ -115,16 +137,27 @@ def _train(
             plan,
             steps=ready.steps,
             lr=ready.recipe.lr,
-            score=_dev_score(ready) if ready.dev_rows and plan.dev_every else None,
+            score=dev_score(ready) if ready.dev_rows and plan.dev_every else None,
             report=record,
             begin=begin,
             saver=saver if saves else None,
+            processes=processes,
+            stop=stop,
         )
 
 
+def _silent(_: object) -> None:
+    """What hears nothing and writes nothing, in processes that are not the main one."""
+
+
 @contextlib.contextmanager
-def _records(folder: Path, resumed_at: int, *, board: bool) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def _records(
+    folder: Path, resumed_at: int, *, board: bool, is_main: bool
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """What takes records: the folder's own lines, and TensorBoard's events where they are wanted."""
+    if not is_main:
+        yield _silent
+        return
     with contextlib.ExitStack() as stack:
         sinks: list[Lines | Board] = [
             stack.enter_context(contextlib.closing(Lines(folder / STEPS, resumed_at=resumed_at)))
@@ -146,7 +179,8 @@ def identity(ready: Prepared) -> dict[str, Any]:
         "tokenizer": ready.frozen.tokenizer_fingerprint,
         "data": ready.data_hashes,
     }
-    return {**resolved(ready), "inputs": inputs, "given": ready.recipe.model_dump(mode="json")}
+    shared = {"num_processes": ready.processes.num}
+    return {**resolved(ready), **shared, "inputs": inputs, "given": ready.recipe.model_dump(mode="json")}
 
 
 def resolved(ready: Prepared) -> dict[str, Any]:
@@ -174,32 +208,6 @@ def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
     return short
 
 
-def _dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
-    metric = ready.recipe.training.dev_metric
-    examples = [] if metric == "loss" else ready.task.load("dev")[: ready.recipe.data.dev_limit]
-
-    def value(scores: Scores) -> dict[str, float]:
-        if metric in scores.missing:
-            raise MetricUnavailable(
-                f"training.dev_metric: {metric} cannot be computed here: {scores.missing[metric]}; "
-                "or choose by another metric"
-            )
-        return {metric: scores.values[metric]}
-
-    def score(method: Method) -> dict[str, float]:
-        values = {"loss": dev_loss(ready.frozen, ready.dev_rows, method)}
-        if examples:
-            tokens, head = method.fold(), head_of(method)
-            done = evaluate(ready.frozen, ready.codec, tokens, ready.task, examples, head=head, only=(metric,))
-            values |= value(done.scores)
-        return values
-
-    if examples:
-        # Java that is not there is better known before the first step than after the first part of the training.
-        value(ready.task.score([examples[0].references[0]], examples[:1], (metric,)))
-    return score
-
-
 def _finish(
     ready: Prepared, method: Method, outcome: Outcome, resumed_at: tuple[int, ...], folder: Path
 ) -> dict[str, Any]:
@@ -223,6 +231,7 @@ def _finish(
         "resumed_at": list(resumed_at),
         "seed": ready.recipe.training.seed,
         "precision": ready.precision,
+        "num_processes": ready.processes.num,
         "versions": versions(),
         "machine": machine(),
     }
@@ -231,6 +240,7 @@ def _finish(
     summary["content_hash"] = artifact.save(_artifact(ready, method, tokens, base, summary), path)
     summary["artifact_bytes"] = path.stat().st_size
     write_json(folder / SUMMARY, summary)
+    checkpoint.clear(folder)
     return summary
 
 

@@ -1,0 +1,82 @@
+"""`epigraph bench`: measure beside the peers, and show what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from epigraph.cli import show
+from epigraph.cli.options import check_positive
+from epigraph.errors import BadValue
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def train(
+    json_path: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the record goes; parts add up.")],
+    part: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="Only this part; give it again for more. Default: all.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Base model: a known name, a folder or a hub id.")] = "smollm2-135m",
+    task: Annotated[str, typer.Option(help="Task whose rows are trained on.")] = "e2e",
+    rows: Annotated[int, typer.Option(help="Rows of an epoch.")] = 480,
+    dev_rows: Annotated[int, typer.Option(help="Development rows that both sides' results are judged on.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Rows a step.")] = 8,
+    repeats: Annotated[int, typer.Option(help="Repeats, in turns; medians of them are reported.")] = 7,
+    seeds: Annotated[int, typer.Option(help="Epochs of the comparison with own batches, a seed each.")] = 3,
+    precision: Annotated[
+        str, typer.Option(help="auto, bf16 or fp32; auto: bf16 where the device computes in it.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw the growth of cost there, as a PNG.")
+    ] = None,
+) -> None:
+    """Time training beside PEFT, on one machine, in one process: ratios, the share of its matmul ceiling, a profile."""
+    from epigraph.bench.train import PARTS, run
+    from epigraph.report.performance import draw, tables
+
+    check_positive(rows=rows, dev_rows=dev_rows, batch_size=batch_size, repeats=repeats, seeds=seeds)
+    wrong = [name for name in part or () if name not in PARTS]
+    if wrong:
+        raise BadValue(f"--part is {wrong[0]!r}, expected one of {', '.join(PARTS)}")
+    settings: dict[str, Any] = {
+        "model": model,
+        "task": task,
+        "rows": rows,
+        "dev_rows": dev_rows,
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "seeds": seeds,
+        "precision": precision,
+    }
+    with show.progress() as bar:
+
+        def begin(name: str) -> Callable[[], None]:
+            job = bar.add_task(name, total=None)
+            return lambda: bar.advance(job)
+
+        record = run(json_path, part or list(PARTS), settings, device=device, begin=begin)
+    if pictures is not None:
+        draw(record, pictures)
+    print(tables(record))
+
+
+@app.command("show")
+def show_record(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A record that `epigraph bench` wrote.")],
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw the growth of cost there, as a PNG.")
+    ] = None,
+) -> None:
+    """Print the tables of a record, as Markdown."""
+    from epigraph.report.performance import draw, read, tables
+
+    record = read(file)
+    if pictures is not None:
+        draw(record, pictures)
+    print(tables(record))

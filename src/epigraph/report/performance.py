@@ -1,0 +1,218 @@
+"""A record of `epigraph bench` as Markdown tables and pictures. It reads numbers; it measures nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from epigraph.errors import BadValue
+from epigraph.report.words import count, percent, size
+
+OURS, THEIRS = "epigraph", "PEFT"
+PICTURE = "training-cost.png"
+Part = Mapping[str, Any]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The record in a file; raises :class:`BadValue` for anything else."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        parts = record["parts"]
+    except OSError as wrong:
+        raise BadValue(f"{path} cannot be read: {wrong.strerror}; give what `epigraph bench` wrote") from None
+    except (ValueError, KeyError, TypeError):
+        parts = None
+    if not isinstance(parts, dict):
+        raise BadValue(f"{path} is no record of `epigraph bench`; give what it wrote with --json")
+    return dict(record)
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """All parts that the record has, a Markdown table each."""
+    shown = [f"### {TITLES[name]}\n\n{SHOW[name](part)}" for name, part in record["parts"].items()]
+    return "\n\n".join(shown)
+
+
+def _same(part: Part) -> str:
+    names = part["seconds_a_step"]
+    rows = [
+        (name, _seconds(x), size(part["extra_bytes"][name]) if part["extra_bytes"][name] is not None else "not known")
+        for name, x in names.items()
+    ]
+    said = (
+        f"{part['steps']} steps, {count(part['real_tokens'])} tokens, {count(part['padded_tokens'])} with padding. "
+        f"`ratio_same_batches` **{_ratio(part['ratio_same_batches'])}**; "
+        f"largest difference of the two losses {part['largest_loss_difference']:.1e}."
+    )
+    return _table(("side", "seconds a step", "memory of a step"), rows) + "\n\n" + said
+
+
+def _own(part: Part) -> str:
+    rows = [
+        (
+            name,
+            _seconds(part["epoch_seconds"][name]),
+            " ".join(count(x) for x in part["tokens_computed"][name]),
+            _spread(part["dev_loss"][name], 3),
+        )
+        for name in part["epoch_seconds"]
+    ]
+    said = (
+        f"`ratio_own_batching` **{_ratio(part['ratio_own_batching'])}**, against its grouping by length "
+        f"{_ratio(part['ratio_own_batching_by_length'])}."
+    )
+    return _table(("side", "seconds an epoch", "tokens computed", "development loss"), rows) + "\n\n" + said
+
+
+def _share(part: Part) -> str:
+    rows = []
+    for name, x in part.items():
+        if not isinstance(x, Mapping):
+            continue
+        needs = x["operations"]
+        rows.append(
+            (
+                name,
+                _seconds(x["seconds_a_step"]),
+                f"{sum(needs.values()) / 1e9:,.0f}",
+                f"{x['ceiling_operations_a_second']['median'] / 1e9:,.0f}",
+                f"{_percents(x['share_of_ceiling'])}",
+            )
+        )
+    return _table(("", "seconds a step", "least GFLOP", "ceiling, GFLOP/s", "share of the ceiling"), rows)
+
+
+def _profile(part: Part) -> str:
+    kinds = list(dict.fromkeys(kind for side in part.values() for kind in side["by_kind"]))
+    by_kind = _table(
+        ("share of the time", *part),
+        [(kind, *(percent(side["by_kind"].get(kind, 0.0)) for side in part.values())) for kind in kinds],
+    )
+    first = next(iter(part.values()))["by_operation"]
+    rows = [
+        (f"`{name}`", *(percent(side["by_operation"].get(name, 0.0)) for side in part.values()))
+        for name in list(first)[:12]
+    ]
+    return by_kind + "\n\n" + _table(("operation", *part), rows)
+
+
+def _context(part: Part) -> str:
+    rows = [
+        (
+            name,
+            count(x["trained_numbers"]),
+            _seconds(x["seconds_a_step"]),
+            _ratio(x["times_our_prefix"]),
+            size(x["extra_bytes"]) if x["extra_bytes"] is not None else "not known",
+        )
+        for name, x in part.items()
+    ]
+    return _table(("", "trained numbers", "seconds a step", "times our prefix", "memory of a step"), rows)
+
+
+def _growth(what: str) -> Callable[[Part], str]:
+    def table(part: Part) -> str:
+        rows = [
+            (name, *(_seconds(x["seconds_a_step"][side]) for side in (OURS, THEIRS)), _ratio(x["ratio"]), *_memory(x))
+            for name, x in part.items()
+        ]
+        header = (what, f"{OURS}, s a step", f"{THEIRS}, s a step", "ratio", f"{OURS}, memory", f"{THEIRS}, memory")
+        return _table(header, rows)
+
+    return table
+
+
+TITLES = {
+    "same_batches": "The same batches",
+    "own_batching": "Each with its own batches",
+    "share": "The share of the matmul ceiling",
+    "profile": "Where the time goes",
+    "context": "What else one could train",
+    "prefix_lengths": "With the number of virtual tokens",
+    "text_lengths": "With the length of texts",
+    "models": "With the size of the model",
+}
+SHOW: Mapping[str, Callable[[Part], str]] = {
+    "same_batches": _same,
+    "own_batching": _own,
+    "share": _share,
+    "profile": _profile,
+    "context": _context,
+    "prefix_lengths": _growth("virtual tokens"),
+    "text_lengths": _growth("tokens a text"),
+    "models": _growth("model"),
+}
+
+
+def draw(record: Mapping[str, Any], folder: Path) -> Path:
+    """The growth of cost, three panels side by side, as a PNG in ``folder``; raises :class:`BadValue` without them."""
+    from matplotlib.figure import Figure
+
+    wanted = [name for name in ("prefix_lengths", "text_lengths", "models") if name in record["parts"]]
+    if not wanted:
+        raise BadValue("the record has no growth of cost to draw; run its parts prefix_lengths, text_lengths, models")
+    figure = Figure(figsize=(4.2 * len(wanted), 3.4), dpi=160, layout="constrained", facecolor="white")
+    for panel, name in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
+        part = record["parts"][name]
+        if name == "models":
+            where = [x["parameters"] / 1e6 for x in part.values()]
+            panel.set_xlabel("parameters, millions")
+        else:
+            where = [int(x) for x in part]
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(where, [str(x) for x in where])
+            panel.minorticks_off()
+            panel.set_xlabel(
+                {"prefix_lengths": "virtual tokens", "text_lengths": "tokens a text (2,048 a batch)"}[name]
+            )
+        for side, colour in ((OURS, "#a3341f"), (THEIRS, "#555555")):
+            spreads = [x["seconds_a_step"][side] for x in part.values()]
+            middle = [x["median"] for x in spreads]
+            around = [[m - x["low"] for m, x in zip(middle, spreads, strict=True)]]
+            around += [[x["high"] - m for m, x in zip(middle, spreads, strict=True)]]
+            panel.errorbar(where, middle, yerr=around, color=colour, marker="o", linewidth=2, capsize=3, label=side)
+        panel.set_ylim(bottom=0)
+        panel.set_title(TITLES[name], loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", alpha=0.2)
+        panel.set_ylabel("seconds a step")
+        panel.legend(frameon=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / PICTURE
+    figure.savefig(path)
+    return path
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(_lines(header, rows))
+
+
+def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{' --- |' * len(header)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _seconds(x: Part) -> str:
+    return _spread(x, 2)
+
+
+def _ratio(x: Part) -> str:
+    return _spread(x, 2)
+
+
+def _spread(x: Part, places: int) -> str:
+    return f"{x['median']:.{places}f} ({x['low']:.{places}f} to {x['high']:.{places}f})"
+
+
+def _percents(x: Part) -> str:
+    return f"{100 * x['median']:.0f} % ({100 * x['low']:.0f} to {100 * x['high']:.0f})"
+
+
+def _memory(x: Part) -> tuple[str, ...]:
+    return tuple(
+        "not known" if x["extra_bytes"][side] is None else size(x["extra_bytes"][side]) for side in (OURS, THEIRS)
+    )
