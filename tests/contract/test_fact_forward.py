@@ -68,7 +68,7 @@ def test_logits_and_loss(family: str) -> None:
 @fact(
     "get_output_embeddings() is called with [B, T, D], first and by position, and what it returns becomes the logits "
     "token by token",
-    used_in=MODEL,
+    used_in="frozen/scored.py",
     purpose="compute logits at scored positions only",
 )
 def test_the_head_sees_every_token(family: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facts import FAMILIES, fact, ids, tiny
+from facts import FAMILIES, WINDOWS, fact, ids, tiny, watch
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -144,3 +144,49 @@ def test_a_logits_processor_has_the_last_word(family: str) -> None:
     assert [shape for shape, _ in seen] == [(2, LENGTHS[0] + step) for step in range(NEW)]
     # min_new_tokens forbids the end token, which is one of generate's own processors.
     assert all(bool((scores[:, 3] == -torch.inf).all()) for _, scores in seen)
+
+
+@fact(
+    "DynamicCache(config) has a DynamicLayer for each layer of {family} without a window and another kind for the "
+    "rest, and a DynamicLayer is set up by lazy_initialization(keys, values), gives back what update() returns, and "
+    "tells masks and positions by get_seq_length()",
+    used_in="frozen/cache.py",
+    purpose="let a layer's keys begin with the virtual ones, unseen by the model's own masks",
+)
+def test_layers_of_a_cache(family: str) -> None:
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    model, tokens = tiny(family), ids(1, 3)
+    cache = DynamicCache(config=model.config)
+    windows = WINDOWS.get(family, [None, None])
+    assert [type(layer) is DynamicLayer for layer in cache.layers] == [window is None for window in windows]
+    begun: list[int] = []
+
+    class Longer(DynamicLayer):
+        """Begins with two columns of zeros, and does not count them."""
+
+        def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+            begun.append(key_states.shape[2])
+            super().lazy_initialization(key_states, value_states)
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(key_states, value_states, *args, **kwargs)
+            return nn.functional.pad(keys, (0, 0, 2, 0)), nn.functional.pad(values, (0, 0, 2, 0))
+
+        def get_seq_length(self) -> int:
+            return self.keys.shape[2] if self.is_initialized else 0
+
+    cache.layers = [Longer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    calls = watch(model)
+    with torch.no_grad():
+        for begin, length in ((0, 2), (2, 1)):
+            mask = torch.ones(1, begin + length, dtype=torch.long)
+            new = tokens[:, begin : begin + length]
+            model(input_ids=new, attention_mask=mask, past_key_values=cache, use_cache=True)
+    assert begun == [2] * windows.count(None)
+    longer = [call for call, window in zip(calls, windows * 2, strict=True) if window is None]
+    assert [call.key.shape[2] for call in longer] == [4] * windows.count(None) + [5] * windows.count(None)
+    for call in longer:
+        assert call.mask is None or call.mask.shape[-1] == call.key.shape[2] - 2
+    assert cache.get_seq_length() == 3

@@ -124,3 +124,19 @@ def test_padded_positions_change_no_mask(family: str) -> None:
     after = attended(tiny(family), input_ids=tokens, attention_mask=mask, position_ids=where)
     for one, other in zip(before, after, strict=True):
         assert torch.equal(seen_by(one), seen_by(other))
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@fact(
+    "a mask of four dimensions reaches the {attention} attention of {family} as it was given, and says nothing else",
+    used_in="frozen/packing.py",
+    purpose="run rows one after the other, whose masks the seam makes",
+)
+def test_a_mask_of_four_dimensions_is_handed_on(family: str, attention: str) -> None:
+    given = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    model, where = tiny(family, attention), torch.tensor([[0, 1, 2, 0, 1]])
+    calls = watch(model, attention)
+    with torch.no_grad():
+        model(input_ids=ids(1, 5), attention_mask=given, position_ids=where, use_cache=False)
+    assert len(calls) == 2
+    assert all(call.mask is given for call in calls)

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from facts import FAMILIES, attended, fact, ids, tiny
@@ -132,3 +133,31 @@ def test_position_table() -> None:
     assert model.config.max_position_embeddings == 48
     tables = [x for x in model.modules() if isinstance(x, nn.Embedding) and x is not model.get_input_embeddings()]
     assert [table.num_embeddings for table in tables] == [48]
+
+
+@fact(
+    "Trainer takes batches from get_train_dataloader(), in an order that train_sampling_strategy names, and steps one "
+    "by training_step(model, inputs), which divides by current_gradient_accumulation_steps",
+    used_in="bench/sides.py and bench/peers.py",
+    purpose="time what transformers' users do",
+)
+def test_trainer_is_stepped(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    model, tokens = tiny("llama"), ids(4, 5)
+    rows = [{"input_ids": row.tolist()} for row in tokens]
+    options = {"per_device_train_batch_size": 2, "report_to": [], "use_cpu": True, "remove_unused_columns": False}
+    for order in ("random", "group_by_length"):
+        arguments = TrainingArguments(output_dir=str(tmp_path), train_sampling_strategy=order, **options)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=together)
+        trainer.current_gradient_accumulation_steps = 2
+        batches = list(trainer.get_train_dataloader())
+        assert [x["input_ids"].shape for x in batches] == [(2, 5), (2, 5)]
+        loss = trainer.training_step(model, batches[0])
+        assert float(loss) == pytest.approx(model(**batches[0]).loss.item() / 2, rel=1e-4)
+        assert model.lm_head.weight.grad is not None
+
+
+def together(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    tokens = torch.tensor([row["input_ids"] for row in rows])
+    return {"input_ids": tokens, "labels": tokens}

@@ -21,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from epigraph.errors import BatchMismatch, LostBinding, UnsupportedModel
+from epigraph.frozen import grouped
 from epigraph.frozen.cache import NONE, Held
 from epigraph.frozen.packing import Packing
 from epigraph.frozen.rows import Rows
@@ -187,8 +188,13 @@ def _attention(name: str) -> Callable[..., Any]:
                 shape = Shape(num_queries=query.shape[2], num_columns=num_columns, causal=told)
                 attention_mask = run.mask(attention_mask, slot, absent, shape)
                 _widen_bias(kwargs, run.rows.longest)
-        out, *more = inner(module, query, key, value, attention_mask, **kwargs)
-        return (out if run.packing is None else run.packing.packed(out), *more)
+        if run.packing is None:
+            return inner(module, query, key, value, attention_mask, **kwargs)
+        if name == "sdpa" and attention_mask is not None and grouped.fits(query, key, attention_mask, kwargs):
+            out, *more = grouped.attend(query, key, value, attention_mask, kwargs.get("scaling")), None
+        else:
+            out, *more = inner(module, query, key, value, attention_mask, **kwargs)
+        return (run.packing.packed(out), *more)
 
     return attend
 

@@ -65,9 +65,12 @@ class Packing:
 
 
 def packing_of(given: dict[str, Any]) -> Packing | None:
-    """How a forward's rows are packed; None where nothing is gained, or where that is not all that they are."""
+    """How a forward's rows are packed; None where they are not right-padded rows of text and nothing else.
+
+    Rows of one length are packed too: they gain by attention alone (see grouped.py), and there is one way less.
+    """
     mask = given.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
     others = {name for name, x in given.items() if x is not None} - _KNOWN
     is_right_padded = bool((mask[:, :-1] >= mask[:, 1:]).all()) and bool(mask[:, 0].all())
