@@ -78,7 +78,7 @@ bench: models ## the table of docs/results.md, as JSON (about an hour on two cor
 
 bench-train: models ## training beside PEFT: docs/performance.md, as JSON (about an hour on two cores)
 	$(BIN)/epigraph models fetch gemma-3-270m
-	$(BIN)/epigraph bench train --json benchmarks/results/train.json --pictures docs
+	$(BIN)/epigraph bench train --json benchmarks/training.json --pictures docs
 	$(BIN)/python docs/paste_tables.py
 
 bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, encoder-decoders: about three hours)

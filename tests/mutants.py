@@ -35,6 +35,8 @@ def mutant(what: str, file: str, before: str, after: str, *tests: str) -> Mutant
 FAMILIES, PLACED, CHOOSE = "tests/test_families.py", "tests/test_placed.py", "tests/test_choose.py"
 LABELS, HEADS, JOINT = "tests/test_labels.py", "tests/test_heads.py", "tests/test_joint.py"
 INFIX = (FAMILIES, "-k", "infix")
+PACKING, GROUPED, LIKELIHOOD = "tests/test_packing.py", "tests/test_grouped.py", "tests/test_likelihood.py"
+CACHE, PARALLEL = "tests/test_cache.py", ("tests/test_parallel.py", "-k", "two_processes_train_what_one_does")
 MUTANTS = (
     # One prefix a row
     mutant(
@@ -71,6 +73,49 @@ MUTANTS = (
         "ones.tril()",
         "ones.tril(shape.num_columns - shape.num_queries)",
     ),
+    # Packed rows
+    mutant("packed rows forget windows", "frozen/packing.py", "sees = sees.triu(1 - window)", "sees = sees", PACKING),
+    mutant(
+        "padding is packed too",
+        "frozen/packing.py",
+        "mask.flatten().nonzero()",
+        "(mask + 1).flatten().nonzero()",
+        PACKING,
+    ),
+    mutant(
+        "packed rows have one row of positions",
+        "frozen/packing.py",
+        '"position_ids": self.packed(positions_BT)',
+        '"position_ids": torch.arange(len(self.place_S))[None]',
+        PACKING,
+    ),
+    mutant(
+        "what mixes neighbours is packed",
+        "frozen/scored.py",
+        "packed_SV.shape == padded_SV.shape and bool(",
+        "True or bool(",
+        PACKING,
+    ),
+    mutant(
+        "heads attend to another group's keys",
+        "frozen/grouped.py",
+        "query.unflatten(1, (num_groups, -1))",
+        "query.unflatten(1, (-1, num_groups)).transpose(1, 2)",
+        PACKING,
+        GROUPED,
+    ),
+    mutant("the right token is pushed down", "frozen/likelihood.py", "target, -grad)", "target, grad)", LIKELIHOOD),
+    # A cache that begins with the prefix
+    mutant(
+        "beams keep their texts",
+        "frozen/cache.py",
+        "text_BKCH.copy_(text_BKCH.index_select(0, beam_idx.to(text_BKCH.device)))",
+        "pass",
+        CACHE,
+    ),
+    # Several processes
+    mutant("every process takes every row", "train/batches.py", "slice(rank, None, num)", "slice(None)", *PARALLEL),
+    mutant("gradients stay at home", "train/parallel.py", "distributed.all_reduce(flat)", "pass", *PARALLEL),
     # An infix
     mutant(
         "the source sees the infix",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import save_tiny
-from epigraph.bench import compare, growth, peers
+from epigraph.bench import compare, evaluation, growth, peers
 from epigraph.bench.ceiling import least, matmul_ceiling
 from epigraph.bench.clock import extra_bytes, ratios, spread
 from epigraph.bench.job import LR, Job
@@ -123,6 +123,15 @@ def test_growth_has_texts_of_one_length_and_one_batch_of_tokens(job: Job, monkey
     assert list(growth.prefix_lengths(job, nothing)) == ["1", "3"]
 
 
+def test_development_scores(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "DECODED", 3)
+    found = evaluation.evaluation(job, nothing)
+    assert (found["steps"], found["dev_rows"], found["decoded_rows"]) == (ROWS // 4, 4, 3)
+    assert found["decoded_tokens"] > 3
+    slower, decoding = found["times_as_long_with_transformers_cache"], found["decoding_seconds"]
+    assert len(slower["values"]) == len(decoding["values"]) == evaluation.REPEATS
+
+
 def test_least_operations_counted_by_hand(job: Job) -> None:
     """One row of 6 tokens, 2 of them scored, behind 5 virtual ones, on the tiny Llama of 3 layers."""
     row = Encoded(ids=(5,) * 6, scored=(False,) * 4 + (True,) * 2)
@@ -188,6 +197,7 @@ def test_a_record_grows_part_by_part_and_is_not_mixed(
     ratio = record["parts"]["same_batches"]["ratio_same_batches"]["median"]
     assert f"`ratio_same_batches` **{ratio:.2f} (" in shown
     assert all(f"### {TITLES[name]}" in shown for name in record["parts"])
+    assert f"repeats 2, seeds 1, precision fp32. Versions: python {record['versions']['python']}" in shown
     with pytest.raises(SystemExit) as done:
         main(["bench", "show", str(path), "--pictures", str(tmp_path / "pictures")])
     assert done.value.code == 0

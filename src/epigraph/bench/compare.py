@@ -53,23 +53,32 @@ def same_batches(job: Job, advance: Advance) -> dict[str, Any]:
 
 
 def own_batching(job: Job, advance: Advance) -> dict[str, Any]:
-    """B: one epoch, each side with its own batches; the same first values and learning rate, several seeds."""
-    plain, first, repeats = job.plain(), job.first(), []
-    for seed in range(job.num_seeds):
-        repeats.append(_epoch(job, plain, first, seed, advance))
-    names = list(repeats[0]["seconds"])
-    blocks = {name: [x for repeat in repeats for x in repeat["blocks"][name]] for name in names}
+    """B: one epoch, each side with its own batches; the same first values and learning rate, several seeds.
+
+    ``Trainer``'s grouping by length takes part in the first seed's epoch.
+    """
+    plain, first = job.plain(), job.first()
+    repeats = [_epoch(job, plain, first, seed, advance, by_length=seed == 0) for seed in range(job.num_seeds)]
+    ours, random_order, by_length = repeats[0]["blocks"]
+    grouped = repeats[0]["blocks"]
+    blocks = {name: [x for repeat in repeats for x in repeat["blocks"][name]] for name in (ours, random_order)}
+
+    def of_all(what: str) -> dict[str, list[Any]]:
+        return {name: [x[what][name] for x in repeats if name in x[what]] for name in (ours, random_order, by_length)}
+
     return {
-        "ratio_own_batching": ratios(blocks[names[1]], blocks[names[0]]),
-        "ratio_own_batching_by_length": ratios(blocks[names[2]], blocks[names[0]]),
-        "epoch_seconds": {name: spread([x["seconds"][name] for x in repeats]) for name in names},
-        "dev_loss": {name: spread([x["dev_loss"][name] for x in repeats]) for name in names},
-        "tokens_computed": {name: [x["tokens"][name] for x in repeats] for name in names},
+        "ratio_own_batching": ratios(blocks[random_order], blocks[ours]),
+        "ratio_own_batching_by_length": ratios(grouped[by_length], grouped[ours]),
+        "epoch_seconds": {name: spread(values) for name, values in of_all("seconds").items()},
+        "dev_loss": {name: spread(values) for name, values in of_all("dev_loss").items()},
+        "tokens_computed": of_all("tokens"),
         "rows": len(job.ready.rows),
     }
 
 
-def _epoch(job: Job, plain: torch.nn.Module, first: Any, seed: int, advance: Advance) -> dict[str, Any]:
+def _epoch(
+    job: Job, plain: torch.nn.Module, first: Any, seed: int, advance: Advance, *, by_length: bool
+) -> dict[str, Any]:
     ready, rows = job.ready, job.ready.rows
     frozen, fill = ready.frozen, fill_token(ready.frozen.tokenizer)
     scored_per_row = sum(sum(row.scored[1:]) for row in rows) / len(rows)
@@ -78,9 +87,9 @@ def _epoch(job: Job, plain: torch.nn.Module, first: Any, seed: int, advance: Adv
     own = itertools.islice(endless(rows, job.batch_size, seed, fill, buckets=True), num_steps)
     theirs = [
         peers.trainer_side(
-            plain, first, rows, LR, name=name, batch_size=job.batch_size, seed=seed, by_length=by_length, fill=fill
+            plain, first, rows, LR, name=name, batch_size=job.batch_size, seed=seed, by_length=way, fill=fill
         )
-        for name, by_length in (("PEFT, Trainer", False), ("PEFT, Trainer by length", True))
+        for name, way in (("PEFT, Trainer", False), ("PEFT, Trainer by length", True))[: 1 + by_length]
     ]
     work: dict[str, tuple[Any, list[Any]]] = {ours.name: (ours, list(own))}
     work |= {side.name: (side, list(side.batches())) for side in theirs}

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from epigraph.bench import compare, growth, peers, share
+from epigraph.bench import compare, evaluation, growth, peers, share
 from epigraph.bench.job import Job
 from epigraph.errors import BadValue
 from epigraph.frozen.loading import has_fast_bf16
@@ -26,6 +26,7 @@ PARTS: Mapping[str, Callable[[Job, Advance], dict[str, Any]]] = {
     "prefix_lengths": growth.prefix_lengths,
     "text_lengths": growth.text_lengths,
     "models": growth.models,
+    "evaluation": evaluation.evaluation,
 }
 
 

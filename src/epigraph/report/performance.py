@@ -32,7 +32,17 @@ def read(path: Path) -> dict[str, Any]:
 def tables(record: Mapping[str, Any]) -> str:
     """All parts that the record has, a Markdown table each."""
     shown = [f"### {TITLES[name]}\n\n{SHOW[name](part)}" for name, part in record["parts"].items()]
-    return "\n\n".join(shown)
+    return "\n\n".join([about(record), *shown])
+
+
+def about(record: Mapping[str, Any]) -> str:
+    """On what, and with what, the record was made, in a sentence each."""
+    machine, settings, versions = record["machine"], record["settings"], dict(record["versions"])
+    device = machine["gpu"] or f"{machine['cores']} cores ({machine['processor']}), {machine['torch_threads']} threads"
+    bf16 = "computes in bf16" if machine["fast_bf16"] else "does not compute in bf16"
+    given = ", ".join(f"{name} {value}" for name, value in settings.items())
+    used = ", ".join(f"{name} {value}" for name, value in versions.items())
+    return f"Machine: {device}, which {bf16}. Settings: {given}. Versions: {used}."
 
 
 def _same(part: Part) -> str:
@@ -124,6 +134,20 @@ def _growth(what: str) -> Callable[[Part], str]:
     return table
 
 
+def _evaluation(part: Part) -> str:
+    decoding = f"decoding {part['decoded_rows']} rows, {count(part['decoded_tokens'])} tokens in all"
+    rows = [
+        (f"an epoch, {part['steps']} steps", f"{part['epoch_seconds']:.0f}"),
+        (f"the loss of {part['dev_rows']} development rows", _spread(part["dev_loss_seconds"], 1)),
+        (decoding, _spread(part["decoding_seconds"], 1)),
+    ]
+    said = (
+        "With transformers' own cache and the prefix put in front at every step, decoding takes "
+        f"{_ratio(part['times_as_long_with_transformers_cache'])} times as long."
+    )
+    return _table(("", "seconds"), rows) + "\n\n" + said
+
+
 TITLES = {
     "same_batches": "The same batches",
     "own_batching": "Each with its own batches",
@@ -133,6 +157,7 @@ TITLES = {
     "prefix_lengths": "With the number of virtual tokens",
     "text_lengths": "With the length of texts",
     "models": "With the size of the model",
+    "evaluation": "Development scores",
 }
 SHOW: Mapping[str, Callable[[Part], str]] = {
     "same_batches": _same,
@@ -143,6 +168,7 @@ SHOW: Mapping[str, Callable[[Part], str]] = {
     "prefix_lengths": _growth("virtual tokens"),
     "text_lengths": _growth("tokens a text"),
     "models": _growth("model"),
+    "evaluation": _evaluation,
 }
 
 
