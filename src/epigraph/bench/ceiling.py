@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from epigraph.bench.clock import seconds
+from epigraph.frozen.batch import num_scored
 from epigraph.frozen.inputs import Encoded
 from epigraph.frozen.model import FrozenModel
 
@@ -57,14 +58,14 @@ def least(frozen: FrozenModel, rows: Sequence[Encoded], num_virtual_tokens: int)
     maps = [x for x in model.modules() if isinstance(x, nn.Linear) or type(x).__name__ == "Conv1D"]
     in_layers = sum(x.weight.numel() for x in maps if x is not head)
     lengths = [len(row.ids) for row in rows]
-    num_tokens, num_scored = sum(lengths), sum(sum(row.scored[1:]) for row in rows)
+    num_tokens, num_answers = sum(lengths), sum(map(num_scored, rows))
     first, *_ = layers = frozen.geometry.sites["decoder.self"]
     read_first = config.hidden_size * first.head_dim * (config.num_attention_heads + 2 * first.num_kv_heads)
     pairs = sum(_pairs(length, num_virtual_tokens, layer.window) for layer in layers for length in lengths)
     itemsize = next(model.parameters()).element_size()
     return Least(
         layers=2.0 * num_tokens * (2 * in_layers - read_first),
-        head=4.0 * num_scored * head.weight.numel(),
+        head=4.0 * num_answers * head.weight.numel(),
         # Two products forward, four backward.
         attention=12.0 * config.num_attention_heads * first.head_dim * pairs,
         weight_bytes=2 * itemsize * (in_layers + head.weight.numel()),

@@ -18,7 +18,7 @@ from epigraph.bench import peers
 from epigraph.bench.clock import extra_bytes, ratios, seconds, spread, timed
 from epigraph.bench.job import LR, PROMPT_LENGTH, Job
 from epigraph.bench.sides import Ours, Side, Theirs
-from epigraph.frozen.batch import Batch
+from epigraph.frozen.batch import Batch, num_scored
 from epigraph.frozen.inputs import fill_token
 from epigraph.methods.bare import Bare
 from epigraph.train.batches import endless
@@ -59,8 +59,7 @@ def own_batching(job: Job, advance: Advance) -> dict[str, Any]:
     """
     plain, first = job.plain(), job.first()
     repeats = [_epoch(job, plain, first, seed, advance, by_length=seed == 0) for seed in range(job.num_seeds)]
-    ours, random_order, by_length = repeats[0]["blocks"]
-    grouped = repeats[0]["blocks"]
+    ours, random_order, by_length = grouped = repeats[0]["blocks"]
     blocks = {name: [x for repeat in repeats for x in repeat["blocks"][name]] for name in (ours, random_order)}
 
     def of_all(what: str) -> dict[str, list[Any]]:
@@ -81,7 +80,7 @@ def _epoch(
 ) -> dict[str, Any]:
     ready, rows = job.ready, job.ready.rows
     frozen, fill = ready.frozen, fill_token(ready.frozen.tokenizer)
-    scored_per_row = sum(sum(row.scored[1:]) for row in rows) / len(rows)
+    scored_per_row = sum(map(num_scored, rows)) / len(rows)
     ours = job.ours(divisor=lambda batch: denominator(len(batch.ids_BT), "token-mean", scored_per_row))
     num_steps = math.ceil(len(rows) / job.batch_size)
     own = itertools.islice(endless(rows, job.batch_size, seed, fill, buckets=True), num_steps)
