@@ -1,4 +1,4 @@
-"""Tasks answered by one of a few labels: TREC, a user's own labels, and the metrics of both."""
+"""Tasks answered by one of a few labels, a user's own labels, the metrics of both, and AG News as headlines."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epigraph.errors import BadRows, BadValue, CountMismatch, DataError, DataNotFound, TooFewExamples
+from epigraph.tasks import topics
 from epigraph.tasks.base import Example
 from epigraph.tasks.bootstrap import BOOTSTRAP_SEED, NUM_RESAMPLES
 from epigraph.tasks.catalogue import find, own_data
 from epigraph.tasks.choice_metrics import score_labels
-from epigraph.tasks.classification import TREC_LABELS, TREC_WORDS
+from epigraph.tasks.classification import SENTIMENTS, TASKS, TOPICS, TREC_LABELS, TREC_WORDS, is_held_out
 from epigraph.tasks.lines import read_records
 
 LABELS = ("a", "b", "c")
@@ -185,6 +186,126 @@ def test_trec_that_is_not_here_or_is_something_else(tmp_path: Path, monkeypatch:
     put(tmp_path / "trec", "test.jsonl.gz", [])
     with pytest.raises(BadRows, match=r"no rows in .*: got an empty file, expected one row a line: an object with"):
         find("trec").load("test")
+
+
+# Sentiment, subjectivity, topics
+
+SPLITS = ("train", "dev", "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "tested"),
+    [
+        ("sst2", (67_349, 872, 1_821), {"negative": 912, "positive": 909}),
+        ("cr", (2_623, 354, 794), {"positive": 524, "negative": 270}),
+        ("subj", (7_025, 996, 1_979), {"objective": 1_007, "subjective": 972}),
+        ("agnews", (5_376, 619, 7_600), dict.fromkeys(TOPICS, 1_900)),
+    ],
+)
+def test_the_real_sets(epigraph_data: Path, name: str, sizes: tuple[int, int, int], tested: dict[str, int]) -> None:
+    task = TASKS[name]()
+    rows = {split: task.load(split) for split in SPLITS}
+    assert tuple(len(x) for x in rows.values()) == sizes
+    assert Counter(x.references[0] for x in rows["test"]) == tested
+    train, dev, test = ({x.source for x in some} for some in rows.values())
+    assert not train & dev
+    assert not dev & test
+    # One sentence of SST-2's test set is a whole training text, as in the official files.
+    assert len(train & test) == (name == "sst2")
+    assert set(task.files) == set(SPLITS)
+
+
+def test_every_classification_task_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPIGRAPH_DATA", str(tmp_path))
+    monkeypatch.setenv("EPIGRAPH_HOME", str(tmp_path / "home"))
+    assert [*TASKS] == ["trec", "sst2", "cr", "subj", "agnews"]
+    for name, make in TASKS.items():
+        task = make()
+        assert task.name == name
+        assert len(task.label_words) in (0, len(task.labels))
+        assert all(word in task.instruction for word in task.label_words or task.labels)
+        assert task.score([task.labels[0]], rows_of([task.labels[0]])).values["accuracy"] == 100
+        with pytest.raises(DataNotFound, match=f"got no file {name}/"):
+            task.load("test")
+
+
+def test_labels_by_number_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EPIGRAPH_DATA", str(tmp_path))
+    put(tmp_path / "sst2", "dev.jsonl.gz", [{"sentence": "fine", "label": 1}, {"sentence": "dull", "label": 0}])
+    put(tmp_path / "cr", "dev.jsonl.gz", [{"text": "it broke", "label": 0, "label_text": "negative"}])
+    put(tmp_path / "subj", "dev.jsonl.gz", [{"text": "he leaves", "label": 0, "label_text": "objective"}])
+    sst2, cr, subj = (TASKS[x]() for x in ("sst2", "cr", "subj"))
+    assert [(x.source, x.references) for x in sst2.load("dev")] == [("fine", ("positive",)), ("dull", ("negative",))]
+    assert [(x.source, x.references) for x in cr.load("dev")] == [("it broke", ("negative",))]
+    assert [(x.source, x.references) for x in subj.load("dev")] == [("he leaves", ("objective",))]
+    # What is trained on one set of reviews can be asked about the other.
+    assert (sst2.labels, sst2.input_template) == (cr.labels, cr.input_template) == (SENTIMENTS, "{source}\n")
+    file = put(tmp_path / "sst2", "dev.jsonl.gz", [{"sentence": "fine", "label": 2}, {"sentence": 1, "label": "1"}])
+    with pytest.raises(BadRows) as caught:
+        sst2.load("dev")
+    assert str(caught.value).splitlines() == [
+        f"2 bad rows in {file}",
+        f"{file}:1: field label: got 2, expected a number from 0 to 1",
+        f"{file}:2: field sentence: got 1, expected text that is not empty",
+        f'{file}:2: field label: got "1", expected a number from 0 to 1',
+    ]
+    (tmp_path / "sst2" / "dev.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(
+        BadRows, match=r"no rows in .*: got an empty file, expected one row a line: an object with sent"
+    ):
+        sst2.load("dev")
+
+
+# AG News
+
+
+@pytest.fixture
+def news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """40 descriptions, each under two titles, ten of each topic."""
+    monkeypatch.setenv("EPIGRAPH_DATA", str(tmp_path))
+    texts = [(f"What is {number} ?", number % 4) for number in range(40)]
+    rows = [{"title": x, "description": y, "label": label} for y, label in texts for x in ("One", "Two")]
+    put(tmp_path / "agnews", "train_subset.jsonl.gz", rows)
+    put(tmp_path / "agnews", "test.jsonl.gz", [{"title": "T", "description": "What is 0 ?", "label": 3}])
+    return tmp_path
+
+
+def test_a_description_is_on_one_side(news: Path) -> None:
+    dev, train = (TASKS["agnews"]().load(split) for split in ("dev", "train"))
+    # By sha256sum and bc, as in TREC.
+    texts = ("What is 0 ?", "What is 13 ?", "What is 22 ?")
+    assert {x.source for x in dev} == {f"{title} {text}" for title in ("One", "Two") for text in texts}
+    assert (len(dev), len(train)) == (6, 74)
+    assert [is_held_out(x) for x in (*texts, "What is 1 ?")] == [True, True, True, False]
+    assert {x.source: x.references for x in dev}["One What is 13 ?"] == ("Sports",)
+    # A test row stays, whatever its description.
+    assert [x.references for x in TASKS["agnews"]().load("test")] == [("Sci/Tech",)]
+
+
+def test_headlines_of_one_topic_are_asked_of_another(news: Path) -> None:
+    names = ["agnews-titles", *(f"agnews-titles-{x}" for x in ("world", "sports", "business", "sci-tech"))]
+    assert [*topics.TASKS] == names
+    tasks = {name: make() for name, make in topics.TASKS.items()}
+    assert all(task.name == name and task.headline in task.better_when_higher for name, task in tasks.items())
+    assert len({task.input_template for task in tasks.values()}) == 1
+    sports = tasks["agnews-titles-sports"]
+    assert [(x.source, x.references) for x in sports.load("dev")] == [
+        ("What is 13 ?", ("One",)), ("What is 13 ?", ("Two",)),
+    ]  # fmt: skip
+    assert {x.source for x in sports.load("train")} == {f"What is {x} ?" for x in range(1, 40, 4)} - {"What is 13 ?"}
+    assert sports.load("test") == []
+    assert len(tasks["agnews-titles-sci-tech"].load("test")) == 1
+    for split in SPLITS:
+        apart = [x for name in names[1:] for x in tasks[name].load(split)]
+        assert sorted(apart, key=str) == sorted(tasks["agnews-titles"].load(split), key=str)
+    values = sports.score(["two", "two more"], sports.load("dev")).values
+    assert (values["rouge_1"], values["mean_length_words"]) == (pytest.approx(100 / 3), 1.5)
+
+
+def test_the_real_headlines(epigraph_data: Path) -> None:
+    sizes = [[len(make().load(split)) for split in SPLITS] for make in topics.TASKS.values()]
+    assert sizes[0] == [5_376, 619, 7_600] == [sum(x) for x in zip(*sizes[1:], strict=True)]
+    assert all(min(x) > 100 and x[2] == 1_900 for x in sizes[1:])
 
 
 # Rows of one's own

@@ -25,7 +25,7 @@ from epigraph.cli import main
 from epigraph.errors import CountMismatch, MetricUnavailable, TooFewExamples
 from epigraph.tasks import captions, java
 from epigraph.tasks.base import Example
-from epigraph.tasks.bootstrap import estimate
+from epigraph.tasks.bootstrap import Summed
 from epigraph.tasks.catalogue import find
 from epigraph.tasks.e2e_metrics import BETTER_WHEN_HIGHER, CAPTION_METRICS, METRICS, score_e2e
 from epigraph.tasks.meteor import meteor
@@ -202,7 +202,9 @@ def test_rouge_l_and_cider_equal_pycocoevalcap(official: dict[str, Any]) -> None
     assert scores.values["rouge_l"] == pytest.approx(100 * official["rouge_l"][0], abs=1e-12)
     assert scores.values["cider"] == pytest.approx(official["cider"][0], abs=1e-12)
     assert 10 < scores.values["rouge_l"] < 90
-    assert set(scores.intervals) == {"rouge_l"}
+    low, high = scores.intervals["cider"]
+    assert low < scores.values["cider"] < high
+    assert [*scores.intervals] == [*scores.summed] == ["rouge_l", "cider"]
     assert scores.missing == {}
 
 
@@ -219,6 +221,9 @@ def test_meteor_equals_pycocoevalcap(official: dict[str, Any]) -> None:
         for pipe in (theirs.meteor_p.stdout, theirs.meteor_p.stderr):
             pipe.close()
     assert meteor(have, wanted) == (total, rows)
+    assert captions.score_captions(official["predictions"], official["references"], ["meteor"]).values == {
+        "meteor": pytest.approx(100 * total, abs=1e-10)
+    }
     assert 0.1 < total < 0.9
 
 
@@ -451,7 +456,7 @@ def test_e2e_has_them_all() -> None:
     scores = find("e2e").score(SYSTEM, EXAMPLES)
     assert [*scores.values] == [*METRICS]
     assert set(scores.variants) == set(METRICS)
-    assert set(METRICS) - set(scores.intervals) == {"meteor", "cider", "chrf"}
+    assert [*scores.intervals] == [*scores.summed] == [*METRICS]
     assert scores.missing == {}
     assert scores.values["ser"] == pytest.approx(sum(scores.values[f"ser_{x}"] for x in ("missing", "wrong", "added")))
     for name in METRICS:
@@ -470,7 +475,8 @@ def test_e2e_rows_that_do_not_pair_up_are_refused() -> None:
 def test_an_estimate_is_of_the_sums() -> None:
     import numpy as np
 
-    value, (low, high) = estimate(np.array([[1.0, 2.0], [3.0, 2.0]]), lambda x: x[..., 0] / x[..., 1])
+    summed = Summed(statistics=np.array([[1.0, 2.0], [3.0, 2.0]]), finish=lambda x: x[..., 0] / x[..., 1])
+    value, (low, high) = summed.estimate()
     assert (value, low, high) == (1.0, 0.5, 1.5)
 
 

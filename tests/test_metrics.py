@@ -159,6 +159,14 @@ def test_intervals_equal_scoring_every_resample_again() -> None:
     scores = score_generation(predictions, references)
     assert scores.intervals["bleu"] == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
     assert scores.intervals["exact_match"] == (0, 0)
+    chrf = CHRF()
+    slow = [
+        chrf.corpus_score(
+            [predictions[i] for i in draw], [[references[i][0] for i in draw], [references[i][-1] for i in draw]]
+        ).score
+        for draw in draws
+    ]
+    assert scores.intervals["chrf"] == pytest.approx(tuple(np.percentile(slow, [2.5, 97.5])))
     lengths = np.array([len(x.split()) for x in predictions])
     means = [lengths[draw].mean() for draw in draws]
     assert scores.intervals["mean_length_words"] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))

@@ -1,4 +1,4 @@
-"""LAMA's relations as tasks: templates, facts, the shared vocabulary, and P@1."""
+"""LAMA's relations as tasks: templates, facts, the shared vocabulary, P@1, and P@1 of several relations together."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from epigraph.contract import TextContract
-from epigraph.errors import BadRows, CountMismatch, DataNotFound, TaskNotFound
-from epigraph.tasks.base import Example
+from epigraph.errors import BadRows, CountMismatch, DataNotFound, MetricUnavailable, TaskNotFound, TooFewExamples
+from epigraph.tasks import probing
+from epigraph.tasks.base import Example, Scores
+from epigraph.tasks.bootstrap import BOOTSTRAP_SEED, NUM_RESAMPLES, compare
 from epigraph.tasks.catalogue import PROBES, TASKS, find
 from epigraph.tasks.choice_metrics import score_probes
-from epigraph.tasks.probing import RELATIONS, lama, load_every_fact, masked, read_probes, shared_vocabulary
+from epigraph.tasks.probing import (
+    GOOGLE_RE,
+    RELATIONS,
+    TRAINABLE,
+    UNTRAINABLE,
+    google_re,
+    lama,
+    lama_groups,
+    load_every_fact,
+    masked,
+    read_probes,
+    shared_vocabulary,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"
 SPLITS = ("train", "dev", "test")
@@ -39,7 +54,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EPIGRAPH_HOME", str(tmp_path / "home"))
     folder = tmp_path / "lama"
     templates = [{"relation": x, "template": f"[X] {x.lower()} [Y] ."} for x in (*RELATIONS, "P1923")]
-    put(folder, "relations.jsonl.gz", templates)
+    put(folder, "relations.jsonl.gz", [*templates, *({"relation": x, "template": "[X] in [Y]"} for x in GOOGLE_RE)])
+    places = [fact("place_of_birth", "Ada", "London"), fact("place_of_death", "Bo", "Oslo")]
+    put(folder, "google_re_test.jsonl.gz", [*places, fact("date_of_birth", "Cy", "1901"), fact("else", "Di", "Rome")])
     put(folder, "trex_train.jsonl.gz", [fact("P19", "Ada", "London"), fact("P20", "Bo", "Oslo")])
     put(folder, "trex_dev.jsonl.gz", [fact("P19", "Cy {x}", "Paris"), fact("P530", "Chad", "Niger")])
     tests = [fact("P47", "Chad", "Niger"), fact("P47", "Chad", "Egypt"), fact("P19", "Di", "London")]
@@ -53,7 +70,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_there_are_forty_one_relations_by_number() -> None:
     assert len(RELATIONS) == len(set(RELATIONS)) == 41
     assert sorted(RELATIONS, key=lambda x: int(x[1:])) == list(RELATIONS)
-    assert [*PROBES] == [f"lama-{x}" for x in RELATIONS]
+    assert {f"lama-{x}" for x in RELATIONS} <= PROBES.keys()
     assert PROBES.items() <= TASKS.items()
 
 
@@ -113,6 +130,38 @@ def test_another_relation_is_refused() -> None:
         lama("P1923")
     with pytest.raises(TaskNotFound, match="got no task 'lama-p19', did you mean lama-P19"):
         find("lama-p19")
+
+
+def test_the_tasks_of_both_parts() -> None:
+    assert [*probing.TASKS] == [*(f"lama-{x}" for x in RELATIONS), *(f"lama-google-re-{x}" for x in GOOGLE_RE)]
+
+
+def test_google_re_is_for_testing_alone(small: Path) -> None:
+    task = probing.TASKS["lama-google-re-date_of_birth"]()
+    assert task.name == "lama-google-re-date_of_birth"
+    assert [*task.splits] == ["test"]
+    assert task.load("test") == [Example(source="Cy", references=("1901",))]
+    assert task.input_template == "{source} in [MASK]"
+    # Objects of the three relations, and of nothing else.
+    assert task.candidates == google_re("place_of_birth").candidates == ("1901", "London", "Oslo")
+    assert set(task.files) == {"relations", "test"}
+    assert task.summary == (
+        "LAMA Google-RE, relation date_of_birth: the object of a fact from its subject; no train and no dev split"
+    )
+    with pytest.raises(TaskNotFound, match="has no split 'train', expected one of test"):
+        task.load("train")
+    with pytest.raises(TaskNotFound, match="got the relation 'P19', expected one of place_of_birth, date_of_birth"):
+        google_re("P19")
+
+
+def test_google_re_that_is_not_here(small: Path) -> None:
+    (small / "google_re_test.jsonl.gz").unlink()
+    task = google_re("place_of_death")
+    assert (task.candidates, task.input_template) == ((), "{source} [MASK]")
+    with pytest.raises(DataNotFound, match=r"got no file lama/google_re_test\.jsonl\.gz"):
+        task.load("test")
+    # The relations of T-REx do not need it.
+    assert len(find("lama-P19").load("test")) == 1
 
 
 # Templates
@@ -177,7 +226,91 @@ def test_every_fact_has_the_same_weight() -> None:
     assert score_probes(["a"] * 10, facts).values["p_at_1"] == 90
 
 
+# Relations together
+
+
+def probed(*right: bool) -> Scores:
+    return score_probes(["a" if x else "b" for x in right], [Example(source="s", references=("a",))] * len(right))
+
+
+def test_micro_and_macro_by_hand() -> None:
+    together = lama_groups({"P19": probed(True, True, True, False), "P20": probed(False)})
+    assert together.values == {"p_at_1_micro": 60, "p_at_1_macro": pytest.approx((75 + 0) / 2)}
+    assert together.num_examples == 5
+    assert set(together.variants) == set(together.intervals) == set(together.values)
+    assert "drawn together" in together.variants["p_at_1_macro"]
+    one = lama_groups({"P19": probed(True, False, False)})
+    assert one.values["p_at_1_micro"] == pytest.approx(one.values["p_at_1_macro"])
+    assert one.intervals["p_at_1_micro"] == pytest.approx(one.intervals["p_at_1_macro"])
+
+
+def relations_of(seed: int, sizes: Sequence[int], shares: Sequence[float]) -> list[list[bool]]:
+    random = np.random.default_rng(seed)
+    return [(random.random(size) < share).tolist() for size, share in zip(sizes, shares, strict=True)]
+
+
+def test_the_macro_interval_equals_scoring_every_resample_again() -> None:
+    answers = relations_of(1, (2, 9, 30), (0.5, 0.2, 0.7))
+    pool = [(number, right) for number, some in enumerate(answers) for right in some]
+    random = np.random.default_rng(BOOTSTRAP_SEED)
+    means, num_without = [], 0
+    for _ in range(NUM_RESAMPLES):
+        drawn = [pool[place] for place in random.integers(len(pool), size=len(pool))]
+        apart = [[right for number, right in drawn if number == relation] for relation in range(3)]
+        means.append(np.mean([100 * np.mean(some) for some in apart if some]))
+        num_without += not all(apart)
+    # Some draws have no fact of the first relation: those are means of two.
+    assert num_without > 50
+    together = lama_groups({str(number): probed(*some) for number, some in enumerate(answers)})
+    assert together.intervals["p_at_1_macro"] == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+
+
+def test_the_macro_interval_is_that_of_drawing_within_each_relation() -> None:
+    """Where relations are as large as LAMA's, drawing their facts together or apart gives the same interval."""
+    answers = relations_of(2, (160, 400, 800, 800), (0.9, 0.3, 0.5, 0.1))
+    random = np.random.default_rng(3)
+    apart = [np.mean([100 * np.mean(random.choice(some, len(some))) for some in answers]) for _ in range(NUM_RESAMPLES)]
+    low, high = lama_groups({str(n): probed(*some) for n, some in enumerate(answers)}).intervals["p_at_1_macro"]
+    want_low, want_high = np.percentile(apart, [2.5, 97.5])
+    assert abs(low - want_low) < 0.35
+    assert abs(high - want_high) < 0.35
+    assert high - low == pytest.approx(want_high - want_low, rel=0.15)
+
+
+def test_two_systems_are_compared_in_the_macro_mean() -> None:
+    one = lama_groups({"a": probed(*[True] * 40), "b": probed(*[False] * 4)})
+    other = lama_groups({"a": probed(*[False] * 40), "b": probed(*[False] * 4)})
+    assert compare(one.summed["p_at_1_macro"], other.summed["p_at_1_macro"]).value == 50
+
+
+def test_what_cannot_be_put_together_is_refused() -> None:
+    with pytest.raises(TooFewExamples, match="got no relations"):
+        lama_groups({})
+    recorded = Scores(values={"p_at_1": 1.0}, intervals={}, variants={}, num_examples=1)
+    with pytest.raises(
+        MetricUnavailable, match="relation P19: got scores without the rows of p_at_1, expected them as"
+    ):
+        lama_groups({"P17": probed(True), "P19": recorded})
+
+
 # The real files
+
+
+def test_the_real_relations_that_can_be_trained(epigraph_data: Path) -> None:
+    facts = read_probes().facts
+    assert list(TRAINABLE) == [x for x in RELATIONS if x in facts["train"]]
+    assert list(UNTRAINABLE) == [x for x in RELATIONS if x not in facts["train"]]
+    assert (len(TRAINABLE), UNTRAINABLE) == (38, ("P47", "P190", "P530"))
+
+
+def test_the_real_google_re(epigraph_data: Path) -> None:
+    tasks = {x: google_re(x) for x in GOOGLE_RE}
+    assert [len(x.load("test")) for x in tasks.values()] == [2_936, 1_825, 765]
+    assert [x.input_template for x in tasks.values()] == [
+        "{source} was born in [MASK] .", "{source} (born [MASK]).", "{source} died in [MASK] .",
+    ]  # fmt: skip
+    words = set(tasks["date_of_birth"].candidates)
+    assert all(x.references[0] in words for task in tasks.values() for x in task.load("test"))
 
 
 def test_the_real_facts_are_as_many_as_the_page_says(epigraph_data: Path) -> None:

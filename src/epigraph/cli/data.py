@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -21,30 +23,30 @@ app = typer.Typer(
 )
 
 _Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+_Rows = Annotated[bool, typer.Option("--rows", help="Count rows too, which reads every file.")]
 _Name = Annotated[str, typer.Argument(help="A data set of `epigraph data list`.")]
 _Mirror = Annotated[str | None, typer.Option("--from", help="A mirror that has the same files.")]
 
 
 @app.command("list")
-def list_tasks(as_json: _Json = False) -> None:
-    """List the data sets with the size of every split, or how to get them."""
-    alone = (make() for name, make in catalogue.TASKS.items() if name not in catalogue.PROBES)
-    tasks = [_described(task.name, [task.name], task.summary, task.splits) for task in alone]
-    # One line for all relations: 41 of them would hide the rest, and each would read the same files.
-    whole = {split: partial(probing.load_every_fact, split) for split in fetch.SPLITS}
-    tasks.append(_described(probing.task_name("RELATION"), [*catalogue.PROBES], probing.SUMMARY, whole))
+def list_tasks(rows: _Rows = False, as_json: _Json = False) -> None:
+    """List the data sets by what they are about, and which of their splits are here."""
+    tasks = [_described(line, rows) for line in _lines()]
     if as_json:
         typer.echo(json.dumps({"tasks": tasks}, indent=2))
         return
-    table = Table("name", "what", "splits")
-    for task in tasks:
-        sizes = [f"{x}: {size['examples']:,} ({size['references']:,})" for x, size in task["splits"].items()]
-        missing = [f"not here: {task['missing']}"] if task["missing"] else []
-        names = task["names"]
-        several = f"; {len(names)} tasks, {names[0]} to {names[-1]}" if len(names) > 1 else ""
-        table.add_row(task["name"], task["summary"] + several, "\n".join(sizes + missing))
+    table = Table("name", "splits", "what")
+    for group in catalogue.GROUPS:
+        table.add_section()
+        table.add_row(f"[bold]{group}[/bold]", "", "")
+        for task in (x for x in tasks if x["group"] == group):
+            several = f"; {len(task['names'])} tasks" if len(task["names"]) > 1 else ""
+            table.add_row(task["name"], _splits(task), escape(task["summary"] + several))
     Console().print(table)
-    typer.echo("Sizes are examples, and references in brackets.")
+    if rows:
+        typer.echo("Numbers are rows, and references in brackets where a row has several.")
+    typer.echo("`epigraph data path NAME` says how to get what is not here.")
+    typer.echo(f"`epigraph data fetch NAME` gets {', '.join(fetch.FETCHED)}.")
 
 
 @app.command("path")
@@ -89,14 +91,65 @@ def _print_files(name: str, files: dict[str, str], as_json: bool) -> None:
         typer.echo(file)
 
 
-def _described(name: str, names: list[str], summary: str, loaders: Mapping[str, Loader]) -> dict[str, Any]:
-    splits: dict[str, dict[str, int]] = {}
-    missing = None
-    for split, load in loaders.items():
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """One line of the list: a task, or many that read the same files."""
+
+    group: str
+    name: str
+    names: tuple[str, ...]
+    summary: str
+    splits: Mapping[str, Loader]
+    files: Mapping[str, str]
+
+
+def _lines() -> Iterator[_Line]:
+    # One line for all relations of T-REx: 41 of them would hide the rest, and each would read the same files.
+    relations = tuple(probing.task_name(x) for x in probing.RELATIONS)
+    for group, tasks in catalogue.GROUPS.items():
+        for name in (x for x in tasks if x not in relations):
+            task = tasks[name]()
+            yield _Line(
+                group=group, name=name, names=(name,), summary=task.summary, splits=task.splits, files=task.files
+            )
+        if tasks is catalogue.PROBES:
+            name, whole = probing.task_name("RELATION"), {x: partial(probing.load_every_fact, x) for x in fetch.SPLITS}
+            yield _Line(group=group, name=name, names=relations, summary=probing.SUMMARY, splits=whole, files={})
+
+
+def _described(line: _Line, with_rows: bool) -> dict[str, Any]:
+    """The splits that are here, each with its numbers where it was read, and the reason for the first that is not."""
+    here: dict[str, dict[str, int] | None] = {}
+    reasons: dict[str, str] = {}
+    for split, load in line.splits.items():
+        # A split whose file is named is here; others are made of several files, and only reading them tells.
+        if split in line.files and not with_rows:
+            here[split] = None
+            continue
         try:
             examples = load()
         except DataError as error:
-            missing = missing or str(error).splitlines()[0]
+            reasons[split] = str(error).splitlines()[0]
         else:
-            splits[split] = {"examples": len(examples), "references": sum(len(x.references) for x in examples)}
-    return {"name": name, "names": names, "summary": summary, "splits": splits, "missing": missing}
+            here[split] = {"examples": len(examples), "references": sum(len(x.references) for x in examples)}
+    return {
+        "group": line.group,
+        "name": line.name,
+        "names": list(line.names),
+        "summary": line.summary,
+        "splits": here if with_rows else dict.fromkeys(here),
+        "not_here": [*reasons],
+        "missing": next(iter(reasons.values()), None),
+    }
+
+
+def _splits(task: Mapping[str, Any]) -> str:
+    """``train 300 (411), dev 36`` and, where there are some, which are not here."""
+    words = [name if size is None else f"{name} {_numbers(size)}" for name, size in task["splits"].items()]
+    absent = [f"not here: {', '.join(task['not_here'])}"] if task["not_here"] else []
+    return "\n".join([*([", ".join(words)] if words else []), *absent])
+
+
+def _numbers(size: Mapping[str, int]) -> str:
+    several = f" ({size['references']:,})" if size["references"] != size["examples"] else ""
+    return f"{size['examples']:,}{several}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from epigraph.errors import TaskNotFound
+from epigraph.tasks.bootstrap import Summed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,13 +22,17 @@ class Turn:
 class Example:
     """One row: a source and its references; for chat rows the turns, whose last one is the reference.
 
-    ``further`` are the row's other texts by name, for templates that ask for them.
+    ``further`` are the row's other texts by name, for templates that ask for them. ``candidates`` are the answers that
+    this row is answered by one of, where every row has its own; a reference is one of them. ``group`` names what the
+    row is a part of, where a metric counts several rows together (the answers to one question).
     """
 
     source: str
     references: tuple[str, ...]
     turns: tuple[Turn, ...] = ()
     further: Mapping[str, str] = field(default_factory=dict, hash=False)
+    candidates: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +41,8 @@ class Scores:
 
     ``values`` maps a metric to its value, ``intervals`` to its bootstrap interval (low, high), ``variants`` to the
     exact variant that was computed, in words; ``missing`` maps a metric that could not be computed to the reason and
-    what to do. A metric that was asked for is in ``values`` or in ``missing``.
+    what to do. A metric that was asked for is in ``values`` or in ``missing``. ``summed`` has the metrics that are
+    computed from sums over rows, so that two systems on one test set can be compared row by row; no record keeps it.
     """
 
     values: Mapping[str, float]
@@ -44,6 +50,26 @@ class Scores:
     variants: Mapping[str, str]
     num_examples: int
     missing: Mapping[str, str] = field(default_factory=dict)
+    summed: Mapping[str, Summed] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        summed: Mapping[str, Summed],
+        variants: Mapping[str, str],
+        num_examples: int,
+        missing: Mapping[str, str] | None = None,
+    ) -> Scores:
+        """Scores whose every value and interval comes from sums over rows; ``variants`` may have more names."""
+        estimates = {name: metric.estimate() for name, metric in summed.items()}
+        return cls(
+            values={name: value for name, (value, _) in estimates.items()},
+            intervals={name: interval for name, (_, interval) in estimates.items()},
+            variants={name: variants[name] for name in estimates},
+            num_examples=num_examples,
+            missing=missing or {},
+            summed=summed,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a record: ``{"scores": {...}, "intervals": {...}, "variants": {...}, ...}``."""

@@ -19,13 +19,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import numpy as np
-
 from epigraph.errors import MetricUnavailable
 from epigraph.tasks.base import Scores
-from epigraph.tasks.bootstrap import INTERVAL_VARIANT, estimate
+from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Summed
 from epigraph.tasks.java import find_jar, run
-from epigraph.tasks.meteor import meteor
+from epigraph.tasks.meteor import meteor_summed
 from epigraph.tasks.ngrams import Grams, ngrams
 
 TOKENISER_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
@@ -42,19 +40,20 @@ _TOKENS = (
     "tokens of Stanford CoreNLP 3.4.1 (PTBTokenizer -lowerCase), punctuation dropped as in the COCO caption scripts"
 )
 _VARIANTS = {
-    "meteor": f"METEOR 1.5 (-l en -norm), 0 to 100, from the sums of all rows' statistics; {_TOKENS}; no interval",
+    "meteor": (
+        f"METEOR 1.5 (-l en -norm), 0 to 100, from the sums of all rows' statistics; {_TOKENS}; {INTERVAL_VARIANT}"
+    ),
     "rouge_l": (
         f"E2E challenge variant: mean of rows, 0 to 100, beta {ROUGE_BETA}, best precision and best recall over the "
         f"references; {_TOKENS}; {INTERVAL_VARIANT}"
     ),
     "cider": (
         f"E2E challenge variant: CIDEr-D, 0 to 10, orders 1 to {CIDER_MAX_NGRAM}, sigma {CIDER_SIGMA:g}, document "
-        f"frequencies from these references; {_TOKENS}; no interval"
+        f"frequencies from these references; {_TOKENS}; {INTERVAL_VARIANT}, document frequencies of the whole set"
     ),
 }
 
 Vector = Mapping[tuple[str, ...], float]
-Estimate = tuple[float, tuple[float, float] | None]
 
 
 def score_captions(
@@ -65,7 +64,7 @@ def score_captions(
     Where Java or pycocoevalcap is not there, or fails, a metric is in ``missing`` with the reason.
     """
     names = [x for x in _VARIANTS if only is None or x in only]
-    found: dict[str, Estimate] = {}
+    summed: dict[str, Summed] = {}
     missing: dict[str, str] = {}
     try:
         have, wanted = tokenise(predictions), _tokenise_rows(references)
@@ -73,16 +72,10 @@ def score_captions(
         missing = dict.fromkeys(names, str(reason))
     for name in [x for x in names if x not in missing]:
         try:
-            found[name] = _ESTIMATES[name](have, wanted)
+            summed[name] = _SUMMED[name](have, wanted)
         except MetricUnavailable as reason:
             missing[name] = str(reason)
-    return Scores(
-        values={name: value for name, (value, _) in found.items()},
-        intervals={name: interval for name, (_, interval) in found.items() if interval is not None},
-        variants={name: _VARIANTS[name] for name in found},
-        missing=missing,
-        num_examples=len(predictions),
-    )
+    return Scores.of(summed, _VARIANTS, len(predictions), missing)
 
 
 def tokenise(texts: Sequence[str]) -> list[str]:
@@ -168,21 +161,16 @@ def _clipped_cosine(have: Vector, wanted: Vector) -> float:
     )
 
 
-def _estimate_meteor(have: Sequence[str], wanted: Sequence[Sequence[str]]) -> Estimate:
-    return 100.0 * meteor(have, wanted)[0], None
+def _rouge_l_mean(have: Sequence[str], wanted: Sequence[Sequence[str]]) -> Summed:
+    return Summed.mean([100.0 * x for x in rouge_l_rows(have, wanted)])
 
 
-def _estimate_rouge_l(have: Sequence[str], wanted: Sequence[Sequence[str]]) -> Estimate:
-    statistics = np.array([[100.0 * x, 1.0] for x in rouge_l_rows(have, wanted)])
-    return estimate(statistics, lambda totals: np.asarray(totals[..., 0] / totals[..., 1]))
+def _cider_mean(have: Sequence[str], wanted: Sequence[Sequence[str]]) -> Summed:
+    return Summed.mean(cider_rows(have, wanted))
 
 
-def _estimate_cider(have: Sequence[str], wanted: Sequence[Sequence[str]]) -> Estimate:
-    return float(np.mean(cider_rows(have, wanted))), None
-
-
-_ESTIMATES: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Estimate]] = {
-    "meteor": _estimate_meteor,
-    "rouge_l": _estimate_rouge_l,
-    "cider": _estimate_cider,
+_SUMMED: Mapping[str, Callable[[Sequence[str], Sequence[Sequence[str]]], Summed]] = {
+    "meteor": meteor_summed,
+    "rouge_l": _rouge_l_mean,
+    "cider": _cider_mean,
 }

@@ -1,4 +1,4 @@
-"""Every task by name, a user's own files as a task, and draws from examples. It reads no file itself."""
+"""Every task by name, several joined by +, a user's own as a task, and draws from examples. It reads no file itself."""
 
 from __future__ import annotations
 
@@ -13,26 +13,74 @@ from pathlib import Path
 from types import MappingProxyType
 
 from epigraph.errors import BadRows, BadValue, TaskNotFound, TooFewExamples
+from epigraph.tasks import (
+    classification,
+    paraphrase,
+    probing,
+    question_answering,
+    summarization,
+    superglue,
+    superglue_patterns,
+    topics,
+    triples,
+)
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.choice_metrics import LABELS_BETTER_WHEN_HIGHER, score_labels
-from epigraph.tasks.classification import trec
 from epigraph.tasks.metrics import score_texts
-from epigraph.tasks.probing import RELATIONS, lama, task_name
+from epigraph.tasks.mixture import JOINT, mixture
+from epigraph.tasks.own import SUFFIX, own_task
 from epigraph.tasks.rows import read_rows
 from epigraph.tasks.table_to_text import cards, e2e
 
-PROBES: Mapping[str, Callable[[], Task]] = MappingProxyType({task_name(x): partial(lama, x) for x in RELATIONS})
-TASKS: Mapping[str, Callable[[], Task]] = MappingProxyType({"cards": cards, "e2e": e2e, "trec": trec, **PROBES})
+Tasks = Mapping[str, Callable[[], Task]]
+
+# By what they are about, one module each.
+GROUPS: Mapping[str, Tasks] = MappingProxyType(
+    {
+        "table to text": MappingProxyType({"cards": cards, "e2e": e2e}),
+        "triples": triples.TASKS,
+        "summarization": summarization.TASKS,
+        "superglue": superglue.TASKS,
+        "superglue patterns": superglue_patterns.TASKS,
+        "question answering": question_answering.TASKS,
+        "paraphrase": paraphrase.TASKS,
+        "classification": classification.TASKS,
+        "topics": topics.TASKS,
+        "probing": probing.TASKS,
+    }
+)
+PROBES: Tasks = GROUPS["probing"]
+TASKS: Tasks = MappingProxyType({name: make for tasks in GROUPS.values() for name, make in tasks.items()})
 
 
 def find(name: str) -> Task:
-    """The task of that name; raises :class:`TaskNotFound` with the nearest name."""
+    """The task of that name; several joined by ``+`` are a mixture, and a path that ends in ``.toml`` is a user's own.
+
+    Raises :class:`TaskNotFound` with the nearest name, and what :func:`~epigraph.tasks.mixture.mixture` and
+    :func:`~epigraph.tasks.own.own_task` raise.
+    """
     if name in TASKS:
         return TASKS[name]()
+    # A plus may be part of a path.
+    if name.endswith(SUFFIX) and (JOINT not in name or Path(name).is_file()):
+        return own_task(Path(name))
+    if JOINT in name:
+        return mixture([find(part) for part in name.split(JOINT)])
     near = get_close_matches(name.lower(), TASKS, n=1)
-    alone = ", ".join(x for x in TASKS if x not in PROBES)
-    hint = f"did you mean {near[0]}" if near else f"expected one of {alone}, {', '.join([*PROBES][:2])}, ..."
+    hint = (
+        f"did you mean {near[0]}" if near else f"expected one of {', '.join([*TASKS][:3])}, ... ({len(TASKS)} in all)"
+    )
     raise TaskNotFound(f"got no task {name!r}, {hint}; see `epigraph data list`, or for your own file use --data FILE")
+
+
+def find_named(name: str) -> Task:
+    """As :func:`find`, for names that a file brought with it: tasks of the catalogue and mixtures, never a file."""
+    if any(part not in TASKS for part in name.split(JOINT)):
+        raise TaskNotFound(
+            f"the file was trained on {name[:80]!r}, which is no task of the catalogue; say what to ask it with --task "
+            "or --data"
+        )
+    return find(name)
 
 
 def own_data(train: Path, dev: Path | None, test: Path | None, name: str, labels: tuple[str, ...] = ()) -> Task:

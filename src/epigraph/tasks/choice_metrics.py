@@ -11,13 +11,13 @@ An answer that is no label is wrong and belongs to no k: it lowers the accuracy,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from epigraph.errors import BadValue, CountMismatch
 from epigraph.tasks.base import Example, Scores
-from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, estimate, estimate_mean
+from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, Summed
 from epigraph.tasks.metrics import check_rows
 
 # What a run may be chosen by: a share of answers that are no label is better when lower.
@@ -40,8 +40,6 @@ _P_AT_1 = (
     f"fact has the same weight; {INTERVAL_VARIANT}"
 )
 
-_Estimate = tuple[float, tuple[float, float]]
-
 
 def score_labels(
     predictions: Sequence[str],
@@ -58,16 +56,14 @@ def score_labels(
     """
     check_rows(predictions, [x.references for x in examples])
     answers, wanted = [x.strip() for x in predictions], _labels_of(examples, labels)
-    estimates: dict[str, _Estimate] = {}
+    found: dict[str, Summed] = {}
     if only is None or "accuracy" in only:
-        estimates["accuracy"] = estimate_mean(
-            [100.0 * (answer == label) for answer, label in zip(answers, wanted, strict=True)]
-        )
+        found["accuracy"] = Summed.mean([100.0 * (x == label) for x, label in zip(answers, wanted, strict=True)])
     if only is None or "macro_f1" in only:
-        estimates["macro_f1"] = estimate(_label_counts(answers, wanted, labels), _macro_f1)
+        found["macro_f1"] = Summed(statistics=_label_counts(answers, wanted, labels), finish=_macro_f1)
     if only is None or "illegal_share" in only:
-        estimates["illegal_share"] = estimate_mean([100.0 * (answer not in labels) for answer in answers])
-    return _scores(estimates, _LABEL_VARIANTS, len(answers))
+        found["illegal_share"] = Summed.mean([100.0 * (answer not in labels) for answer in answers])
+    return Scores.of(found, _LABEL_VARIANTS, len(answers))
 
 
 def score_probes(
@@ -80,17 +76,8 @@ def score_probes(
     check_rows(predictions, [x.references for x in examples])
     right = [text.strip() in x.references for text, x in zip(predictions, examples, strict=True)]
     is_wanted = only is None or "p_at_1" in only
-    estimates = {"p_at_1": estimate_mean([100.0 * x for x in right])} if is_wanted else {}
-    return _scores(estimates, {"p_at_1": _P_AT_1}, len(right))
-
-
-def _scores(estimates: Mapping[str, _Estimate], variants: Mapping[str, str], num_examples: int) -> Scores:
-    return Scores(
-        values={name: value for name, (value, _) in estimates.items()},
-        intervals={name: interval for name, (_, interval) in estimates.items()},
-        variants={name: variants[name] for name in estimates},
-        num_examples=num_examples,
-    )
+    found = {"p_at_1": Summed.mean([100.0 * x for x in right])} if is_wanted else {}
+    return Scores.of(found, {"p_at_1": _P_AT_1}, len(right))
 
 
 def _labels_of(examples: Sequence[Example], labels: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from epigraph.tasks.base import Example, Scores
 from epigraph.tasks.captions import score_captions
-from epigraph.tasks.metrics import check_rows, score_generation
+from epigraph.tasks.metrics import check_rows, score_generation, together
 from epigraph.tasks.nist import score_nist
 from epigraph.tasks.slots import score_slots
 
@@ -38,14 +38,4 @@ def score_e2e(predictions: Sequence[str], examples: Sequence[Example], only: Col
         parts.append(score_captions(predictions, references, wanted))
     if not set(wanted).isdisjoint(SLOT_METRICS):
         parts.append(score_slots(predictions, [x.source for x in examples], wanted))
-    return _together(parts, wanted, len(predictions))
-
-
-def _together(parts: Sequence[Scores], wanted: Sequence[str], num_examples: int) -> Scores:
-    return Scores(
-        values={name: part.values[name] for name in wanted for part in parts if name in part.values},
-        intervals={name: part.intervals[name] for name in wanted for part in parts if name in part.intervals},
-        variants={name: part.variants[name] for name in wanted for part in parts if name in part.variants},
-        missing={name: part.missing[name] for name in wanted for part in parts if name in part.missing},
-        num_examples=num_examples,
-    )
+    return together(parts, wanted, len(predictions))

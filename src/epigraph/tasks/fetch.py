@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import hashlib
 import http.client
 import io
@@ -15,7 +14,8 @@ import json
 import os
 import re
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,17 @@ from typing import Any
 from epigraph.errors import ChecksumMismatch, DataNotFound, FetchFailed, TaskNotFound
 from epigraph.files import write_whole
 from epigraph.home import home
+from epigraph.tasks.hub import FILES, HUB
 
 E2E_COMMIT = "ab0d967dd5729ce455ef14ba9ffafc456a335264"
 E2E_ADDRESS = f"https://raw.githubusercontent.com/tuetschek/e2e-dataset/{E2E_COMMIT}"
 SPLITS = ("train", "dev", "test")
-FETCHED = ("e2e",)
+FETCHED = ("e2e", *HUB)
 
 _TIMEOUT_S = 30
 _CHUNK = 1 << 16
+# zlib's way of saying: with the header of a gzip file, which then has time 0.
+_GZIP = zlib.MAX_WBITS | 16
 _SLOT = re.compile(r"\s*([^\[\],]+)\[([^\[\]]*)\]\s*(?:,|$)")
 # How the Prefix-Tuning authors' linearisation renames the slots (Li & Liang 2021, section 5.1).
 _RENAMED = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
@@ -81,14 +84,15 @@ def find_file(name: str, file: str) -> Path:
             return folder / file
     own = os.environ.get("EPIGRAPH_DATA")
     why = f"EPIGRAPH_DATA is {own}, which lacks {name}/{file}" if own else "EPIGRAPH_DATA is unset"
-    if name not in FETCHED:
+    by = "e2e" if name == "e2e" else FILES.get(f"{name}/{file}")
+    if by is None:
         raise DataNotFound(
             f"got no file {name}/{file}: {why}; set it to a folder that has {name}, or put the files into "
             f"{fetched_folder(name)}; docs/data.md says what is in them"
         )
     raise DataNotFound(
         f"got no file {name}/{file}: {why}, and it was never fetched to {fetched_folder(name)}; "
-        f"run `epigraph data fetch {name}`"
+        f"run `epigraph data fetch {by}`"
     )
 
 
@@ -104,14 +108,26 @@ def found_files(name: str, files: Mapping[str, str]) -> dict[str, str]:
 def fetch(name: str, *, address: str | None = None, progress: Progress | None = None) -> list[Path]:
     """Fetch the data set ``name`` into :func:`fetched_folder`; splits that are there already are left alone.
 
-    ``address`` is a mirror that has the same files under the same names. ``progress`` is called with the file, the
-    bytes so far and the bytes in all (None where the server does not say). Returns the files, one a split.
+    ``address`` is a mirror that has the same files under the same names: for a set of the hub another id, or a folder.
+    ``progress`` is called with the file, the bytes so far and the bytes in all (None where the server does not say);
+    the library that reads the hub shows its own. Returns the files, one a split.
 
     Raises :class:`TaskNotFound` for a name that is not fetched, :class:`FetchFailed` and :class:`ChecksumMismatch`.
     """
     if name not in FETCHED:
         raise TaskNotFound(f"got {name!r}, expected a data set with a public address: {', '.join(FETCHED)}")
+    if name in HUB:
+        return _fetch_hub(name, address)
     return fetch_e2e(fetched_folder(name), address=address or E2E_ADDRESS, progress=progress)
+
+
+def _fetch_hub(name: str, address: str | None) -> list[Path]:
+    source = HUB[name]
+    files = {fetched_folder(source.folder) / file: split for file, split in source.files.items()}
+    for file, split in files.items():
+        if not file.is_file():
+            _write_rows(file, source.rows(split, address))
+    return [*files]
 
 
 def fetch_e2e(
@@ -197,8 +213,14 @@ def _check(source: Source, data: bytes, rows: Sequence[Mapping[str, Any]]) -> No
         )
 
 
-def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+def _write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    # Time 0: the same rows are the same bytes, whenever they were fetched.
-    write_whole(file, [gzip.compress(text.encode("utf-8"), mtime=0)])
+    write_whole(file, _zipped(rows))
+
+
+def _zipped(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    """A ``.jsonl.gz`` piece by piece, so that a large set is never in memory; the same rows are the same bytes."""
+    zipped = zlib.compressobj(wbits=_GZIP)
+    for row in rows:
+        yield zipped.compress((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8"))
+    yield zipped.flush()

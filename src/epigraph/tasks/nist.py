@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from epigraph.tasks.base import Scores
-from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, estimate
+from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, Summed
 from epigraph.tasks.ngrams import TOKENISER, Grams, clipped_matches, ngrams, tokens_13a
 
 MAX_NGRAM = 5
@@ -42,13 +42,8 @@ _VARIANT = (
 
 def score_nist(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
     """``nist`` of ``predictions``, one a row, against the ``references`` of each row; 0 or more, with interval."""
-    value, interval = estimate(_statistics(predictions, references), _nist)
-    return Scores(
-        values={"nist": value},
-        intervals={"nist": interval},
-        variants={"nist": _VARIANT},
-        num_examples=len(predictions),
-    )
+    nist = Summed(statistics=_statistics(predictions, references), finish=_nist)
+    return Scores.of({"nist": nist}, {"nist": _VARIANT}, len(predictions))
 
 
 def _statistics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 
 from epigraph.tasks.base import Scores
-from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, estimate
+from epigraph.tasks.bootstrap import INTERVAL_VARIANT, Floats, Summed
 from epigraph.tasks.slot_rules import NAMES, NEARS, OTHER, RULES, VALUES, Rule
 
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
@@ -62,13 +62,8 @@ def score_slots(predictions: Sequence[str], sources: Sequence[str], only: Collec
         )
     statistics = _statistics(predictions, [x for x in tables if x is not None])
     columns = {"ser": (0, 1, 2), "ser_missing": (0,), "ser_wrong": (1,), "ser_added": (2,)}
-    found = {name: estimate(statistics, partial(_percentage, columns=columns[name])) for name in names}
-    return Scores(
-        values={name: value for name, (value, _) in found.items()},
-        intervals={name: interval for name, (_, interval) in found.items()},
-        variants={name: _VARIANTS[name] for name in names},
-        num_examples=len(tables),
-    )
+    found = {name: Summed(statistics=statistics, finish=partial(_percentage, columns=columns[name])) for name in names}
+    return Scores.of(found, _VARIANTS, len(tables))
 
 
 def _statistics(predictions: Sequence[str], tables: Sequence[Mapping[str, str]]) -> Floats:
