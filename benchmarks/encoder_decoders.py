@@ -20,7 +20,7 @@ from epigraph.methods.base import Method
 from epigraph.train.build import make_method
 from epigraph.train.loop import dev_loss, train
 from epigraph.train.prepare import Prepared, prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.record import machine, versions, write_json
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

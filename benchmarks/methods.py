@@ -24,7 +24,8 @@ from epigraph.train.evaluate import evaluate as ask
 from epigraph.train.loop import dev_loss, train
 from epigraph.train.loss import head_of
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import Recipe, parse_changes, read_recipe
+from epigraph.train.recipe import Recipe
+from epigraph.train.recipe_file import parse_changes, read_recipe
 from epigraph.train.record import machine, versions, write_json
 
 SEEDS = (1, 2, 3)

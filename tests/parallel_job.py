@@ -20,7 +20,7 @@ from epigraph.errors import BadValue, EpigraphError, Interrupted
 from epigraph.train.build import make_method
 from epigraph.train.parallel import Processes, joined
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.run import run
 from folders import save_family, write_rows
 

@@ -15,7 +15,7 @@ from epigraph import files
 from epigraph.train import checkpoint
 from epigraph.train.build import make_method
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.run import run
 
 ROWS = [{"source": f"{a}+{b}", "target": str(a + b)} for a in range(6) for b in range(6)]

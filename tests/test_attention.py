@@ -324,7 +324,7 @@ def test_reentrant_checkpointing_is_refused_by_name() -> None:
         PrefixTuningConfig(num_virtual_tokens=5), frozen.geometry, random_prefix(frozen.geometry, 5, 1)
     )
     frozen.checkpoint_activations()
-    for layer in frozen._layers:
+    for layer in frozen.layers:
         layer._gradient_checkpointing_func = torch.utils.checkpoint.checkpoint
     with pytest.raises(ReentrantCheckpointing, match="use_reentrant=True"):
         gradients(frozen, method, [random_ids(12, 1)])

@@ -21,7 +21,7 @@ from epigraph.errors import BadValue
 from epigraph.frozen.inputs import Encoded
 from epigraph.report.performance import SHOW, TITLES, draw, read, tables
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.virtual import KVPrefix
 
 pytest.importorskip("peft", reason="PEFT is not installed: pip install 'epigraph[bench]'")

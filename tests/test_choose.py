@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from epigraph.frozen.ask import answers
+from epigraph.frozen.ask import ask
 from epigraph.frozen.choose import rank
 from epigraph.frozen.ensemble import JOININGS, Ensemble, Joining
 from epigraph.tuned import Tuned
@@ -116,7 +116,7 @@ def test_several_runs_choose_as_counted_by_hand(
     joined = first.ensemble(*runs[1:], mean=mean)
     rows = [{"source": x} for x in SOURCES]
     asked = [first.codec.source(row) for row in rows]
-    few = answers(first.frozen, first.codec, asked, rows, joined, batch_size=2)
+    few = ask(first.frozen, first.codec, asked, rows, joined, batch_size=2).texts
     assert few == want
     assert printed(capsys, "generate", runs[0], SOURCES[3], *others) == f"{want[3]}\n"
 
@@ -132,7 +132,7 @@ def test_members_are_asked_in_one_batch(runs: list[Path]) -> None:
     assert first.frozen.packs == (first.frozen.kind == "causal")
     handle = first.frozen.model.register_forward_hook(lambda *what: passes.append(what))
     asked = [first.codec.source(row) for row in rows]
-    answers(first.frozen, first.codec, asked, rows, joined, batch_size=3 * len(rows), advance=done.append)
+    ask(first.frozen, first.codec, asked, rows, joined, batch_size=3 * len(rows), advance=done.append)
     handle.remove()
     num_tokens = {len(first.codec.candidate(label)) for label in LABELS}
     assert len(passes) == (1 if num_tokens == {1} else len(LABELS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import pkgutil
 import re
@@ -23,10 +24,12 @@ import epigraph
 from conftest import tiny_model, tiny_tokenizer
 from console import make_targets
 from epigraph import errors
-from epigraph.errors import DataError, EpigraphError
-from epigraph.tasks.base import Example, Task
+from epigraph.errors import BadValue, CountMismatch, DataError, EpigraphError
+from epigraph.tasks.base import Example, Scores, Task
 from epigraph.tasks.catalogue import PROBES, TASKS, own_data
-from epigraph.train.recipe import DEFAULT_LR, METHODS, Recipe, known_keys
+from epigraph.train.baselines import BASELINES
+from epigraph.train.recipe import DEFAULT_LR, METHODS, NAMED, Recipe
+from epigraph.train.recipe_file import known_keys
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -84,7 +87,7 @@ def example_commands() -> Iterator[tuple[str, list[str]]]:
     for path in PAGES:
         for kind, text in FENCE.findall(path.read_text(encoding="utf-8")):
             if kind == "sh":
-                lines = (shlex.split(line, comments=True) for line in text.splitlines())
+                lines = (shlex.split(line, comments=True) for line in text.replace("\\\n", " ").splitlines())
                 yield from ((path.name, words) for words in lines if words[:1] == ["epigraph"])
 
 
@@ -109,8 +112,9 @@ def documented() -> dict[tuple[str, str], tuple[str, str]]:
     found = {}
     for section in re.split(r"^(?=#+ )", page("recipes.md"), flags=re.MULTILINE):
         title = section.split("\n", 1)[0].lstrip("# ")
+        names = title.split(", ")
         for key, kind, default, _ in ROW.findall(section):
-            found[title if title in METHODS else "", key] = (kind, default)
+            found |= dict.fromkeys([(name if name in NAMED else "", key) for name in names], (kind, default))
     return found
 
 
@@ -122,7 +126,7 @@ def recipe_fields() -> dict[tuple[str, str], Any]:
         assert part is not None
         assert issubclass(part, BaseModel)
         found |= {("", f"{table}.{name}"): field for name, field in part.model_fields.items()}
-    for method, config in METHODS.items():
+    for method, config in NAMED.items():
         found |= {(method, f"method.{name}"): field for name, field in config.model_fields.items()}
     return found
 
@@ -155,9 +159,20 @@ def test_every_method_has_a_page_of_its_name() -> None:
 @pytest.mark.parametrize("key", recipe_fields())
 def test_the_documented_default_is_the_real_one(key: tuple[str, str]) -> None:
     _, written = documented()[key]
-    real = recipe_fields()[key].default
+    field = recipe_fields()[key]
+    real = None if field.is_required() else field.default
     value = None if written == "none" else tomllib.loads(f"value = {written.strip('`')}")["value"]
     assert value == (list(real) if isinstance(real, tuple) else real)
+
+
+def test_every_baseline_has_a_section_and_its_learning_rate_in_the_page() -> None:
+    text = page("baselines.md")
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert {name for title in titles for name in re.split(", | and ", title)} >= set(BASELINES)
+    rates = dict(re.findall(r"^\| `([a-z-]+)` \| ([\d.e-]+) \|$", text, re.MULTILINE))
+    assert {name: float(x) for name, x in rates.items()} == {
+        name: DEFAULT_LR[name]["weights"] for name, x in BASELINES.items() if x.trains and x.loop is None
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -167,7 +182,7 @@ def test_the_documented_learning_rates_are_the_real_ones(method: str) -> None:
 
 
 def test_examples_of_recipes_are_recipes() -> None:
-    from epigraph.train.recipe import check_recipe
+    from epigraph.train.recipe_file import check_recipe
 
     examples = [text for kind, text in FENCE.findall(page("recipes.md")) if kind == "toml"]
     assert len(examples) == 3
@@ -232,11 +247,24 @@ def test_the_errors_page_names_no_error_that_is_not() -> None:
     assert named <= {name for name in vars(errors) if isinstance(getattr(errors, name), type)}
 
 
+TEXTS = ("The Vaults is a pub.", "A pub.")
+# Answers that are said freely and are one of a few all the same: some label of every such task.
+LABELS = ("True", "entailment", "choice1", "duplicate", "equivalent", "yes")
+
+
+def scored(task: Task, references: tuple[str, ...]) -> Scores:
+    rows = [Example(source="name : The Vaults | Type : pub", references=references, group="one")] * 2
+    return task.score(["The Vaults is a pub."] * 2, rows)
+
+
 def reported(task: Task) -> set[str]:
     """Every metric that a task's scorer reports, or says that it cannot compute here."""
-    references = task.labels[:1] or ("The Vaults is a pub.", "A pub.")
-    rows = [Example(source="name : The Vaults | Type : pub", references=references)] * 2
-    scores = task.score(["The Vaults is a pub."] * 2, rows)
+    scores = None
+    for references in (task.labels[:1] or TEXTS, *((label,) for label in LABELS)):
+        with contextlib.suppress(BadValue, CountMismatch):
+            scores = scored(task, references)
+            break
+    assert scores is not None, task.name
     assert set(scores.values) <= set(scores.variants)
     assert {task.headline, *task.better_when_higher} <= {*scores.values, *scores.missing}
     return {*scores.values, *scores.missing}

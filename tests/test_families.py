@@ -30,7 +30,7 @@ from epigraph.errors import (
     SharedLayers,
 )
 from epigraph.frozen.answers import answer_logits
-from epigraph.frozen.ask import answers
+from epigraph.frozen.ask import ask
 from epigraph.frozen.batch import collate
 from epigraph.frozen.inputs import FIRST_SLOT, Codec, Encoded, pad
 from epigraph.frozen.model import FrozenModel
@@ -42,7 +42,7 @@ from epigraph.train.contract import contract_for
 from epigraph.train.evaluate import fields, lesson, question
 from epigraph.train.loss import head_of
 from epigraph.train.prepare import Prepared
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.tuned import Tuned
 from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 from families import FAMILIES, KINDS, METHODS, SITES, cell, cells, markdown, tiny_family
@@ -99,6 +99,8 @@ def prepared(
         codec=codec,
         rows=rows,
         dev_rows=(),
+        examples=(),
+        dev_examples=(),
         data_hashes={},
         steps=1,
         precision="fp32",
@@ -238,22 +240,22 @@ def test_answers_alone_are_answers_together(family: str, method: str) -> None:
     examples = ready.task.load("test")
     decoding = Decoding(max_new_tokens=6, min_new_tokens=6)
 
-    def ask(some: Sequence[Example], choices: Sequence[str] = ()) -> list[str]:
+    def told(some: Sequence[Example], choices: Sequence[str] = ()) -> list[str]:
         asked = [question(ready.codec, x) for x in some]
-        return answers(
+        return ask(
             ready.frozen, ready.codec, asked, [fields(x) for x in some], tokens,
             head=head, candidates=choices, decoding=decoding, batch_size=3,
-        )  # fmt: skip
+        ).texts  # fmt: skip
 
-    assert ask(examples) == [ask([x])[0] for x in examples]
+    assert told(examples) == [told([x])[0] for x in examples]
     if ready.codec.contract.layout == "cloze":
         among = ("cat", "do", "e")
-        assert ask(examples, among) == [ask([x], among)[0] for x in examples]
+        assert told(examples, among) == [told([x], among)[0] for x in examples]
         # With one mask, the likeliest token is the model's own first choice there.
         said = [ready.codec.source(fields(x)) for x in examples]
         asked = [replace(x, answer=(0,)) for x in said]
         tops = [int(out[0].argmax()) for out in logits(ready, made, asked)]
-        assert ask(examples) == [ready.codec.text([top]) for top in tops]
+        assert told(examples) == [ready.codec.text([top]) for top in tops]
 
 
 @pytest.mark.parametrize("family", [x for x in FAMILIES if KINDS[x] == "encoder-decoder"])
@@ -306,7 +308,7 @@ def test_recomputed_layers_give_the_same_gradients(family: str) -> None:
     """Their dropout stays off, wherever a family keeps its rate, and comes back as it was."""
     ready = prepared(family, next(method for method in RECOMPUTED if (family, method) in YES))
     frozen = ready.frozen
-    states = [dict(vars(layer)) for layer in frozen._layers]
+    states = [dict(vars(layer)) for layer in frozen.layers]
     found = []
     for on in (False, True):
         frozen.checkpoint_activations(on)
@@ -319,7 +321,7 @@ def test_recomputed_layers_give_the_same_gradients(family: str) -> None:
     assert found[0][1]
     assert all(torch.equal(x, y) for x, y in zip(found[0][1], found[1][1], strict=True))
     rates = [{name: rate for name, rate in own.items() if "dropout" in name} for own in states]
-    assert [{name: vars(x)[name] for name in own} for x, own in zip(frozen._layers, rates, strict=True)] == rates
+    assert [{name: vars(x)[name] for name in own} for x, own in zip(frozen.layers, rates, strict=True)] == rates
 
 
 @pytest.mark.parametrize("family", [x for x in FAMILIES if KINDS[x] in ("masked", "encoder")])
@@ -524,11 +526,12 @@ def test_labels_on_a_decoder_are_the_likeliest_words() -> None:
     tokens = trained(ready).fold()
     examples = ready.task.load("test")
     words = ("cat", "dog", "no")
-    got = answers(
-        ready.frozen, ready.codec, [question(ready.codec, x) for x in examples], [fields(x) for x in examples], tokens,
-        candidates=words,
-    )  # fmt: skip
-    for example, answer in zip(examples, got, strict=True):
+    asked = [question(ready.codec, x) for x in examples], [fields(x) for x in examples]
+    got = ask(ready.frozen, ready.codec, *asked, tokens, candidates=words)
+    # The same words in another order and number for every row, as its own candidates.
+    own = [words[number % 2 :] for number in range(len(examples))]
+    mine = ask(ready.frozen, ready.codec, *asked, tokens, own=own, batch_size=3)
+    for number, (example, answer) in enumerate(zip(examples, got.texts, strict=True)):
         source = ready.codec.source(fields(example)).ids
         sums = []
         for word in words:
@@ -537,6 +540,10 @@ def test_labels_on_a_decoder_are_the_likeliest_words() -> None:
                 said = ready.frozen.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
             sums.append(sum(float(said[i - 1, ids[i]]) for i in range(len(source), len(ids))))
         assert answer == words[sums.index(max(sums))]
+        some = sums[number % 2 :]
+        assert mine.texts[number] == own[number][some.index(max(some))]
+        torch.testing.assert_close(got.log_chances[number], torch.tensor(sums).log_softmax(0), atol=1e-4, rtol=0)
+        torch.testing.assert_close(mine.log_chances[number], torch.tensor(some).log_softmax(0), atol=1e-4, rtol=0)
 
 
 def test_the_table_in_the_docs_is_this_one() -> None:

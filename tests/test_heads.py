@@ -185,7 +185,7 @@ def test_a_head_of_another_model_is_refused(train: Train, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("more", "want"),
     [
-        (["text.pooling=last"], "text.pooling: got \"last\", expected: 'first' or 'mean'"),
+        (["text.pooling=last"], "text.pooling: got \"last\", expected: 'first', 'mean' or 'mask'"),
         (["text.layout=tags", "text.pooling=mean"], "pooling = 'mean' is for layout = 'label', got 'tags'"),
         (["text.layout=tags", "text.input_template=words"], "layout = 'tags' needs {source}"),
         (["text.layout=continuation"], "can be asked by"),

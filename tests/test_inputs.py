@@ -81,6 +81,16 @@ def test_long_sources_are_shortened_inside_the_template() -> None:
     assert not made.source({"source": "abcdefgh"}).truncated
 
 
+def test_only_fields_that_are_read_are_cut_and_another_when_one_is_not_enough() -> None:
+    made = codec(input_template="<{source}|{question}>", max_source_tokens=9)
+    unread = made.source({"source": "abcdefgh", "question": "ij", "note": "n" * 50})
+    assert made.tokenizer.decode(unread.ids) == "<abcd|ij>"
+    both = made.source({"source": "abcdefghijkl", "question": "klmnopqrstu"})
+    assert made.tokenizer.decode(both.ids) == "<|klmnop>"
+    assert unread.truncated
+    assert both.truncated
+
+
 def test_a_template_longer_than_the_limit_is_named() -> None:
     with pytest.raises(BadValue, match="the input template alone is longer"):
         codec(input_template="a long template {source}", max_source_tokens=5).source({"source": "x"})

@@ -29,7 +29,7 @@ from epigraph.frozen.saving import save_base
 from epigraph.methods.base import Method
 from epigraph.train.build import make_method
 from epigraph.train.prepare import Prepared, prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.run import run
 from epigraph.tuned import Tuned
 from families import tiny_family

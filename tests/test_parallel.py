@@ -21,7 +21,7 @@ from epigraph import artifact
 from epigraph.errors import BadValue
 from epigraph.train.parallel import ALONE, Processes, joined
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.stop import Stop
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from epigraph import artifact
 from epigraph.errors import BadValue
 from epigraph.frozen.loading import has_fast_bf16
 from epigraph.train.prepare import precision_for, prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from folders import call, printed, refused, save_family, write_rows
 
 SUMS = [{"source": f"{a}+{b}", "target": str(a + b)} for a in range(3) for b in range(3)]

@@ -15,7 +15,7 @@ from epigraph.frozen.model import FrozenModel
 from epigraph.methods import initial
 from epigraph.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from epigraph.train.loop import train
-from epigraph.train.recipe import TrainingPart
+from epigraph.train.parts import TrainingPart
 from epigraph.virtual import SoftPrompt
 from test_train import rows
 

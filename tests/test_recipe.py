@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epigraph.errors import BadValue, RecipeError, UnknownKey
-from epigraph.train.recipe import Recipe, check_recipe, known_keys, parse_changes, read_recipe
+from epigraph.train.recipe import Recipe
+from epigraph.train.recipe_file import check_recipe, known_keys, parse_changes, read_recipe
 
 GOOD = {"data": {"task": "cards"}}
 
@@ -31,7 +32,7 @@ def test_a_file_then_changes(tmp_path: Path) -> None:
         (["metod.name=x"], "unknown key metod; did you mean method?"),
         (["training.batch_size=many"], 'training.batch_size: got "many", expected: a valid integer'),
         (["training.steps=0"], "training.steps: got 0, expected: greater than or equal to 1"),
-        (["method.name=lora"], "method.name: got \"lora\", expected: 'prefix-tuning' or 'prompt-tuning'"),
+        (["method.name=lorra"], "method.name: got \"lorra\", expected: 'prefix-tuning' or 'prompt-tuning'"),
         (["training.steps=5", "training.epochs=1"], "training: give steps or epochs, not both"),
         (["data.train=x.jsonl"], "data: give either task or train (a file of your own), got both"),
         (["nonsense"], "got 'nonsense', expected key=value, for example training.lr=1e-3"),

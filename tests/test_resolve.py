@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from conftest import tiny_tokenizer
 from epigraph.errors import ModelNotFound, UnsupportedModel
 from epigraph.frozen.checkpoint import Checkpoint, weight_files
+from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.resolve import resolve
 
 
@@ -157,3 +159,32 @@ def test_a_hub_id_that_is_not(hub: Path) -> None:
         resolve("owner/tiny")
     with pytest.raises(ModelNotFound, match=r"did you mean smollm2-135m\?$"):
         resolve("HuggingFaceTB/SmolLM2-135M")
+
+
+def test_the_control_has_the_shape_and_other_weights(folder: Path) -> None:
+    tiny_tokenizer().save_pretrained(folder)
+    name = f"random:{folder}"
+    control, base = FrozenModel.load(name), FrozenModel.load(str(folder))
+    assert {x: y.shape for x, y in control.model.state_dict().items()} == {
+        x: y.shape for x, y in base.model.state_dict().items()
+    }
+    assert not torch.equal(control.model.get_input_embeddings().weight, base.model.get_input_embeddings().weight)
+    assert control.tokenizer_fingerprint == base.tokenizer_fingerprint
+    assert control.name == "random:tiny"
+    assert control.fingerprint == FrozenModel.load(name).fingerprint != base.fingerprint
+    # The control of another model of that name is another.
+    with torch.no_grad():
+        base.model.get_input_embeddings().weight.add_(1)
+    base.model.save_pretrained(folder)
+    assert resolve(name).folder != Path(control.model.config.name_or_path)
+    with pytest.raises(ModelNotFound, match="no model 'nothing'"):
+        resolve("random:nothing")
+
+
+def test_making_a_control_draws_no_random_number_of_yours(folder: Path) -> None:
+    tiny_tokenizer().save_pretrained(folder)
+    torch.manual_seed(5)
+    want = torch.randn(3)
+    torch.manual_seed(5)
+    resolve(f"random:{folder}")
+    assert torch.equal(torch.randn(3), want)

@@ -32,7 +32,7 @@ from epigraph.train.batches import endless
 from epigraph.train.build import make_method
 from epigraph.train.folder import alone, check_output
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.run import run
 from epigraph.train.state import State
 from epigraph.train.stop import Stop

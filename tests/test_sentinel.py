@@ -68,7 +68,7 @@ def test_the_loss_counts_the_sentinel_like_any_token(trained: Path, t5: Path) ->
     from epigraph.train.build import make_method
     from epigraph.train.folder import given_tables
     from epigraph.train.prepare import prepare
-    from epigraph.train.recipe import check_recipe
+    from epigraph.train.recipe_file import check_recipe
 
     ready = prepare(check_recipe(given_tables(trained)))
     frozen, tokens = ready.frozen, make_method(ready).fold()

@@ -22,7 +22,7 @@ from epigraph.train.batches import collate, epoch
 from epigraph.train.loop import dev_loss, train
 from epigraph.train.loss import denominator, token_losses
 from epigraph.train.module import TrainableModel
-from epigraph.train.recipe import TrainingPart
+from epigraph.train.parts import TrainingPart
 
 # In units of the first values, whose size is 0.3.
 LR = 0.15
@@ -116,7 +116,7 @@ def test_checkpointed_training_is_the_same_training() -> None:
     run(frozen, plain, steps=5)
     run(frozen, checkpointed, steps=5, checkpoint_activations=True)
     assert torch.equal(flatten(plain.fold()), flatten(checkpointed.fold()))
-    assert not any(layer.gradient_checkpointing for layer in frozen._layers)
+    assert not any(layer.gradient_checkpointing for layer in frozen.layers)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +244,6 @@ def test_transformers_trainer(tmp_path: Path, checkpointing: bool) -> None:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     assert not torch.equal(flatten(made.fold()), start)
-    assert all(layer.gradient_checkpointing == checkpointing for layer in frozen._layers)
+    assert all(layer.gradient_checkpointing == checkpointing for layer in frozen.layers)
     for name, x in tiny_model("llama").state_dict().items():
         assert torch.equal(x, frozen.model.state_dict()[name])

@@ -26,6 +26,7 @@ Text = Annotated[str, Field(max_length=4096)]
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
 Labels = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=1024)]
 Layout = Literal["continuation", "answer", "cloze", "label", "tags"]
+Pooling = Literal["first", "mean", "mask"]
 
 
 class Decoding(BaseModel):
@@ -75,7 +76,8 @@ class TextContract(BaseModel):
     ``layout``: ``continuation`` (a decoder says the target behind the source), ``answer`` (an encoder reads the source,
     a decoder says the target), ``cloze`` (a masked model says the target at ``[MASK]``), ``label`` and ``tags`` (a head
     gives the row, or each of its words, one of ``labels``). ``label_words`` is what labels are called in text, where
-    that is not their names; ``pooling`` is what a label head reads.
+    that is not their names; ``pooling`` is what a label head reads: the ``first`` token, the ``mean`` of the text, or
+    what stands at the ``mask``, which the templates of other heads do not have.
     A chat contract carries the hash of the chat template instead of templates of its own.
     (Liu et al. 2021, section 3.1; Schick and Schütze 2021 for label words.)
     """
@@ -90,7 +92,7 @@ class TextContract(BaseModel):
     eos: bool = True
     labels: Labels = ()
     label_words: Labels = ()
-    pooling: Literal["first", "mean"] = "first"
+    pooling: Pooling = "first"
     chat_template_hash: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     stop: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=16)] = ()
     max_source_tokens: Tokens = 512
@@ -160,8 +162,13 @@ class TextContract(BaseModel):
             raise ValueError("conversations have the layout 'continuation' and no virtual tokens in a template")
         if self.layout == "cloze" and not self.has_mask:
             raise ValueError(f"layout = 'cloze' needs {MASK} in input_template, where the answer stands")
-        if self.layout in ("label", "tags") and self.has_mask:
-            raise ValueError(f"layout = {self.layout!r} says no words: take {MASK} out of input_template")
+        if self.layout in ("label", "tags") and self.has_mask and self.pooling != "mask":
+            raise ValueError(
+                f"layout = {self.layout!r} says no words: take {MASK} out of input_template, or let a label head read "
+                "there (pooling = 'mask')"
+            )
+        if self.pooling == "mask" and not self.has_mask:
+            raise ValueError(f"pooling = 'mask' needs {MASK} in input_template, where the head reads")
         if self.layout == "tags" and self.input_template.count("{source}") != 1:
             raise ValueError("layout = 'tags' needs {source}, the words to tag, once in input_template")
         if self.layout == "continuation" and _FIELD.search(self.input_template.partition(MASK)[2]):

@@ -1,11 +1,12 @@
-"""Files that appear whole or not at all, and what killed processes left beside them. It knows bytes and folders."""
+"""Files and folders that appear whole or not at all, and what killed processes left. It knows bytes and folders."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 Bytes = bytes | bytearray | memoryview
@@ -33,6 +34,21 @@ def write_whole(path: Path, pieces: Iterable[Bytes]) -> None:
     # The file is whole by now: a folder that cannot be synced only means that a power cut may undo its new name.
     with contextlib.suppress(OSError):
         _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_in_whole(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder``, which takes its place when the block ends well and is gone when it does not."""
+    # Not by tempfile, so that the folder gets the permissions the user's umask gives.
+    made = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+    try:
+        made.mkdir()
+        yield made
+        shutil.rmtree(folder, ignore_errors=True)
+        made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
 
 
 def clear_unfinished(folder: Path) -> None:

@@ -14,7 +14,8 @@ from epigraph.artifact import Artifact
 from epigraph.contract import Decoding, TextContract
 from epigraph.errors import BadValue, ContractMismatch, GeometryMismatch, ModelNotFound
 from epigraph.frozen.answers import Head
-from epigraph.frozen.ask import answers
+from epigraph.frozen.ask import ask
+from epigraph.frozen.classes import width_at_mask
 from epigraph.frozen.ensemble import Ensemble, Joining
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
@@ -31,6 +32,28 @@ def _base_beside(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return said if isinstance(said, str) else None
+
+
+def load_base(
+    path: Path,
+    base_name: str,
+    *,
+    model: str | None = None,
+    dtype: str = "float32",
+    attention_name: str = "sdpa",
+    device: str | torch.device = "cpu",
+) -> FrozenModel:
+    """The base of what lies at ``path``: ``model``, else where the run says it was, else what it was called.
+
+    Which weights it has is not looked at. Raises :class:`ModelNotFound` and what :meth:`FrozenModel.load` raises.
+    """
+    name = model or _base_beside(path) or base_name
+    try:
+        return FrozenModel.load(name, dtype=dtype, attention_name=attention_name, device=device)
+    except ModelNotFound as missing:
+        if model is not None:
+            raise
+        raise ModelNotFound(f"{missing} (the artifact's base; say where it is with --model)") from None
 
 
 class Tuned:
@@ -72,13 +95,9 @@ class Tuned:
         other weights, by its fingerprint.
         """
         content = artifact.load(artifact.find(Path(path)))
-        name = model or _base_beside(Path(path)) or content.base_name
-        try:
-            frozen = FrozenModel.load(name, dtype=dtype, attention_name=attention_name, device=device)
-        except ModelNotFound as missing:
-            if model is not None:
-                raise
-            raise ModelNotFound(f"{missing} (the artifact's base; say where it is with --model)") from None
+        frozen = load_base(
+            Path(path), content.base_name, model=model, dtype=dtype, attention_name=attention_name, device=device
+        )
         return cls(frozen, content, allow_base=allow_base)
 
     def ensemble(self, *others: str | Path, mean: Joining = "geometric", allow_base: str | None = None) -> Ensemble:
@@ -116,7 +135,7 @@ class Tuned:
             raise BadValue(f"batch_size is {batch_size}, expected 1 or more")
         if ensemble is not None:
             _refuse_options(options)
-        return answers(
+        return ask(
             self.frozen,
             self.codec,
             [self.encode(text) for text in texts],
@@ -127,7 +146,7 @@ class Tuned:
             batch_size=batch_size,
             advance=advance,
             **options,
-        )
+        ).texts
 
     def encode(self, text: Text) -> Encoded:
         """The ids that ask for an answer to ``text``, the same as in training."""
@@ -150,15 +169,18 @@ def _head(content: Artifact, frozen: FrozenModel) -> Head | None:
     contract = content.contract
     if contract.layout not in ("label", "tags"):
         return None
-    width = frozen.model.config.hidden_size
-    shapes = {"head.weight": [len(contract.labels), width], "head.bias": [len(contract.labels)]}
+    is_at_mask = contract.pooling == "mask"
+    width = width_at_mask(frozen) if is_at_mask else frozen.model.config.hidden_size
+    shapes = {"head.weight": [len(contract.labels), width]}
+    if not is_at_mask:
+        shapes["head.bias"] = [len(contract.labels)]
     for name, want in shapes.items():
         got = list(content.extra[name].shape) if name in content.extra else "missing"
         if got != want:
             raise GeometryMismatch(f"the artifact's {name} is {got}, expected {want} (labels, width of {frozen.name})")
     reads = "tags" if contract.layout == "tags" else contract.pooling
-    weight, bias = (content.extra[name].float().to(frozen.device) for name in shapes)
-    return Head(weight_CD=weight, bias_C=bias, reads=reads)
+    weight, *bias = (content.extra[name].float().to(frozen.device) for name in shapes)
+    return Head(weight_CD=weight, bias_C=bias[0] if bias else None, reads=reads)
 
 
 def _check_contract(path: str | Path, other: TextContract, own: TextContract) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -56,23 +56,42 @@ class Artifact:
                 f"the artifact was trained for {self.base_name} ({_short(self.base_fingerprint)}), "
                 f"which is built otherwise: {difference}; use {self.base_name}"
             )
-        if base_fingerprint not in (self.base_fingerprint, *self.allowed_bases):
-            self._check_allowed(base_fingerprint, allow_base)
-        if tokenizer_fingerprint != self.tokenizer_fingerprint:
-            raise WrongTokenizer(
-                f"the tokenizer is {_short(tokenizer_fingerprint)}, expected {_short(self.tokenizer_fingerprint)}, "
-                f"that of {self.base_name}; use the tokenizer that comes with {self.base_name}"
-            )
+        check_fingerprints(self, base_fingerprint, tokenizer_fingerprint, allow_base, self.allowed_bases)
 
-    def _check_allowed(self, base_fingerprint: str, allow_base: str | None) -> None:
-        if allow_base is not None and len(allow_base) >= MIN_ALLOW_DIGITS and base_fingerprint.startswith(allow_base):
-            return
+
+class Trained(Protocol):
+    """What was trained for one base and one tokenizer."""
+
+    @property
+    def base_name(self) -> str: ...  # noqa: D102
+    @property
+    def base_fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def tokenizer_fingerprint(self) -> str: ...  # noqa: D102
+
+
+def check_fingerprints(
+    trained: Trained, base: str, tokenizer: str, allow_base: str | None = None, allowed: Sequence[str] = ()
+) -> None:
+    """Raise :class:`WrongBase` or :class:`WrongTokenizer` unless these fingerprints are those of ``trained``'s, or the
+    base's is among ``allowed`` or begins with ``allow_base``."""
+    name = trained.base_name
+    if base not in (trained.base_fingerprint, *allowed) and not _is_allowed(base, allow_base):
         given = "" if allow_base is None else f"; --allow-base {allow_base!r} is not this base"
         raise WrongBase(
-            f"the base is {_short(base_fingerprint)}, expected {self.base_name} ({_short(self.base_fingerprint)})"
-            f"{given}; use {self.base_name}, or pass --allow-base {_short(base_fingerprint)} "
+            f"the base is {_short(base)}, expected {name} ({_short(trained.base_fingerprint)})"
+            f"{given}; use {name}, or pass --allow-base {_short(base)} "
             "if you know that this base is a quantised twin of it"
         )
+    if tokenizer != trained.tokenizer_fingerprint:
+        raise WrongTokenizer(
+            f"the tokenizer is {_short(tokenizer)}, expected {_short(trained.tokenizer_fingerprint)}, "
+            f"that of {name}; use the tokenizer that comes with {name}"
+        )
+
+
+def _is_allowed(base: str, allow_base: str | None) -> bool:
+    return allow_base is not None and len(allow_base) >= MIN_ALLOW_DIGITS and base.startswith(allow_base)
 
 
 def _short(fingerprint: str) -> str:

@@ -13,7 +13,7 @@ from epigraph.bench.job import LR, NUM_VIRTUAL_TOKENS, Job
 from epigraph.frozen.batch import Batch, collate
 from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 
 PREFIX_LENGTHS = (1, 8, 32, 128, 512)
 TEXT_LENGTHS = (128, 512, 1024, 2048)

@@ -18,7 +18,7 @@ from epigraph.train.build import make_method
 from epigraph.train.contract import contract_for
 from epigraph.train.evaluate import lesson
 from epigraph.train.prepare import Prepared
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.virtual import KVPrefix
 
 LR = 5e-3

@@ -6,23 +6,24 @@ The only place that knows PEFT, which `pip install 'epigraph[bench]'` brings. Le
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from epigraph.bench.sides import Ours, Theirs, Trainer, inputs
 from epigraph.errors import BadValue
 from epigraph.frozen.batch import collate
+from epigraph.frozen.grafts import add_lora, lora_targets
 from epigraph.frozen.inputs import Encoded
 from epigraph.frozen.loading import load
 from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.resolve import resolve
 from epigraph.methods.bare import Bare
 from epigraph.methods.base import flatten, unflatten
+from epigraph.methods.weights import Weights
 from epigraph.virtual import KVPrefix
 
 LORA_RANK = 8
@@ -103,14 +104,8 @@ def prefix_of(model: nn.Module, like: KVPrefix, frozen: FrozenModel) -> KVPrefix
 
 def lora_sides(name: str, frozen: FrozenModel, lr: float) -> list[Ours | Theirs]:
     """LoRA by PEFT's own layers, stepped by us (packed rows, scored logits) and as its users do."""
-    import peft
-
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, lora_alpha=2 * LORA_RANK)
-    ours = plain_model(name, frozen)
-    peft.inject_adapter_in_model(config, ours)
-    wrapping = FrozenModel(ours, frozen.tokenizer, name="with LoRA")  # type: ignore[arg-type]
-    method = Bare()
-    method.base = _Trained(x.requires_grad_() for n, x in ours.named_parameters() if "lora_" in n)
+    wrapping = FrozenModel(plain_model(name, frozen), frozen.tokenizer, name="with LoRA")  # type: ignore[arg-type]
+    method = Weights(add_lora(wrapping, LORA_RANK, alpha=2 * LORA_RANK, targets=lora_targets(wrapping)))
     theirs = wrapped(plain_model(name, frozen), "Lora", r=LORA_RANK, lora_alpha=2 * LORA_RANK)
     return [Ours(wrapping, method, lr, name="LoRA, PEFT's layers in our step"), Theirs("LoRA, PEFT", theirs, lr)]
 
@@ -124,7 +119,7 @@ def adapter_side(name: str, frozen: FrozenModel, lr: float, width: int) -> Ours:
     wrapping = FrozenModel(model, frozen.tokenizer, name="with adapters")  # type: ignore[arg-type]
     dim = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     adapters = []
-    for layer in [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]:
+    for layer in wrapping.layers:
         adapter = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim)).to(frozen.device)
         nn.init.zeros_(adapter[2].weight)  # type: ignore[arg-type]
         layer.register_forward_hook(_adapted(adapter))
@@ -141,14 +136,6 @@ def _adapted(adapter: nn.Module) -> Any:
         return (changed, *more) if isinstance(out, tuple) else changed
 
     return change
-
-
-class _Trained(nn.Module):
-    """Parameters that live elsewhere, under one roof."""
-
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        super().__init__()
-        self.all = nn.ParameterList(parameters)
 
 
 def _embedding(model: nn.Module) -> Tensor:

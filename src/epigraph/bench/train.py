@@ -13,7 +13,7 @@ from epigraph.bench.job import Job
 from epigraph.errors import BadValue
 from epigraph.frozen.loading import has_fast_bf16
 from epigraph.train.prepare import prepare
-from epigraph.train.recipe import check_recipe
+from epigraph.train.recipe_file import check_recipe
 from epigraph.train.record import machine, versions, write_json
 
 Advance = Callable[[], None]

@@ -12,6 +12,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from epigraph.cli import bench as bench_commands
 from epigraph.cli import data as data_commands
 from epigraph.cli import models as models_commands
+from epigraph.cli import sweep as sweep_commands
 from epigraph.cli.evaluate import evaluate
 from epigraph.cli.generate import generate
 from epigraph.cli.inspect import inspect
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.add_typer(models_commands.app, name="models", help="Base models: fetch, list, path.")
 app.add_typer(data_commands.app, name="data", help="Datasets: list, fetch, path.")
 app.add_typer(bench_commands.app, name="bench", help="Measurements beside the peers: train, show.")
+app.add_typer(sweep_commands.app, name="sweep", help="Many runs from one spec, cost first: run, show.")
 app.command()(train)
 app.command()(evaluate)
 app.command()(generate)

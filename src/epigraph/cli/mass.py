@@ -54,13 +54,13 @@ def _from_file(tuned: Tuned, path: Path) -> tuple[list[Encoded], str]:
 def _by_default(tuned: Tuned, provenance: Mapping[str, Any]) -> tuple[list[Encoded], str]:
     """The first test rows of the task it was trained on, where that is a known one whose data are here; else a sample
     sentence in the contract's template."""
-    from epigraph.tasks.catalogue import find
+    from epigraph.tasks.catalogue import find_named
     from epigraph.train.evaluate import question
 
     data = provenance.get("data")
     name = data.get("task") if isinstance(data, dict) else None
     try:
-        task = find(str(name))
+        task = find_named(str(name))
         rows = [question(tuned.codec, example) for example in task.load("test")[:NUM_TEXTS]]
         return rows, f"the first {len(rows)} test rows of {task.name}"
     except DataError:

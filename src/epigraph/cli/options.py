@@ -11,7 +11,16 @@ from epigraph.errors import BadValue
 if TYPE_CHECKING:
     from epigraph.contract import Decoding
     from epigraph.frozen.ensemble import Ensemble, Joining
+    from epigraph.train.answering import Answering
     from epigraph.tuned import Tuned
+
+
+def open_any(path: Path, *, model: str | None, precision: str, device: str, allow_base: str | None) -> Answering:
+    """What a run left, an artifact or a baseline, ready to answer."""
+    from epigraph.train.answering import open_run
+    from epigraph.train.prepare import DTYPES
+
+    return open_run(path, model=model, dtype=DTYPES[precision], device=device, allow_base=allow_base)
 
 
 def load_tuned(artifact: Path, *, model: str | None, precision: str, device: str, allow_base: str | None) -> Tuned:
@@ -45,11 +54,13 @@ def check_joining(others: Sequence[Path] | None, mean: str | None) -> None:
 
 
 def joined(
-    tuned: Tuned, others: Sequence[Path] | None, mean: str | None, allow_base: str | None, decoding: Decoding
+    tuned: Tuned | None, others: Sequence[Path] | None, mean: str | None, allow_base: str | None, decoding: Decoding
 ) -> Ensemble | None:
     """The ensemble that the flags ask for, None where they ask for none; it is known to go with ``decoding``."""
     if not others:
         return None
+    if tuned is None:
+        raise BadValue("got --with and a baseline, expected artifacts: a baseline has no virtual tokens to be joined")
     ensemble = tuned.ensemble(*others, mean=cast("Joining", mean or "geometric"), allow_base=allow_base)
     ensemble.check(decoding)
     return ensemble

@@ -25,7 +25,9 @@ def train(
     task: Annotated[str | None, Flag(help="A named task; see `epigraph data list`.")] = None,
     data: Annotated[Path | None, Flag(help="Training rows of your own: JSON Lines or CSV.")] = None,
     dev: Annotated[Path | None, Flag(help="Development rows of your own.")] = None,
-    method: Annotated[str | None, Flag(help="prefix-tuning, prompt-tuning or p-tuning.")] = None,
+    method: Annotated[
+        str | None, Flag(help="prefix-tuning, prompt-tuning, p-tuning, or a baseline: lora, full, ...")
+    ] = None,
     parameterization: Annotated[str | None, Flag(help="raw, mlp, mlp-code, residual or lstm; see the method.")] = None,
     initial: Annotated[
         str | None, Flag(help="First values: text, document, random, labels, ...; see the method.")
@@ -95,7 +97,7 @@ def train(
 
 def _recipe(words: list[str], flags: Mapping[str, Any], resumed: Path | None) -> Any:
     """The recipe of file, changes and flags; of a run that goes on, without any, the one it was begun with."""
-    from epigraph.train.recipe import check_recipe, parse_changes, read_recipe
+    from epigraph.train.recipe_file import check_recipe, parse_changes, read_recipe
 
     if resumed is not None and not words and not flags:
         from epigraph.train.folder import given_tables
@@ -131,12 +133,16 @@ def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:
     if as_json:
         show.print_json(summary)
         return
+    from epigraph.train.folder import RESULTS
+
+    [file] = [name for name in RESULTS if (out / name).exists()]
     show.print_pairs(
         f"{ready.task.name} on {ready.frozen.name}",
         {
-            "artifact": out / "artifact.safetensors",
-            "size": f"{show.size(summary['artifact_bytes'])}, {summary['num_virtual_tokens']} virtual tokens",
-            "trained numbers": f"{summary['trained_numbers']:,} ({summary['stored_numbers']:,} stored)",
+            file.partition(".")[0]: out / file,
+            "size": f"{show.size((out / file).stat().st_size)}, {summary['num_virtual_tokens']} virtual tokens",
+            "trained numbers": f"{summary['trained_numbers']:,} ({summary['stored_numbers']:,} stored), "
+            f"{summary['trained_numbers'] / summary['model_parameters']:.2%} of the model's",
             "steps": f"{summary['steps']} (kept: step {summary['kept_step']}{_taken_up(summary)})",
             "development": ", ".join(f"{name} {value:.4g}" for name, value in summary["dev"].items()) or "none",
             "time": f"{summary['seconds']:.0f} s",

@@ -1,7 +1,7 @@
 """What a model makes of the answers to a batch: logits where something is said or chosen, and what should be there.
 
 One function for the four ways: a decoder that goes on, a decoder beside an encoder, a masked model, and a head.
-Legend: B batch, T text tokens, A answer tokens, S scored tokens, V vocabulary, C classes, D model width.
+Legend: B batch, T text tokens, A answer tokens, S scored tokens, V vocabulary, C classes, D width of what a head reads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from epigraph.errors import BadValue
 from epigraph.frozen.batch import Batch
+from epigraph.frozen.classes import states_at_masks
 from epigraph.frozen.inputs import FIRST_SLOT
 from epigraph.frozen.likelihood import negative_log_likelihood
 from epigraph.frozen.model import FrozenModel
@@ -23,27 +24,34 @@ from epigraph.frozen.rows import Carried
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """A linear classifier on an encoder: ``weight [C, D]``, ``bias [C]``, and what it reads.
+    """A linear classifier on an encoder: ``weight [C, D]``, ``bias [C]`` or none, and what it reads.
 
     ``first``: the first token's state; ``mean``: the mean over the text's own tokens; ``tags``: that of each word's
-    first token. (P-Tuning v2's setting, Liu et al. 2021b.)
+    first token (P-Tuning v2's setting, Liu et al. 2021b); ``mask``: what the model makes of the mask, in the space of
+    its own words (Hambardzumyan et al. 2021).
     """
 
     weight_CD: Tensor
-    bias_C: Tensor
-    reads: Literal["first", "mean", "tags"]
+    bias_C: Tensor | None
+    reads: Literal["first", "mean", "mask", "tags"]
 
-    def logits(self, states_BTD: Tensor, batch: Batch) -> Tensor:
+    def logits(self, frozen: FrozenModel, batch: Batch) -> Tensor:
         """``[S, C]`` float32: a row each, or a tagged word each, row after row."""
+        bias_C = None if self.bias_C is None else self.bias_C.float()
+        return functional.linear(self._states(frozen, batch).float(), self.weight_CD.float(), bias_C)
+
+    def _states(self, frozen: FrozenModel, batch: Batch) -> Tensor:
+        if self.reads == "mask":
+            return states_at_masks(frozen, batch)
+        states_BTD = frozen.hidden(batch.ids_BT, batch.mask_BT)
         match self.reads:
             case "first":
-                states_SD = states_BTD[:, 0]
+                return states_BTD[:, 0]
             case "mean":
                 text_BT = (batch.mask_BT.bool() & (batch.ids_BT < FIRST_SLOT)).to(states_BTD)
-                states_SD = (states_BTD * text_BT[..., None]).sum(1) / text_BT.sum(1, keepdim=True)
+                return (states_BTD * text_BT[..., None]).sum(1) / text_BT.sum(1, keepdim=True)
             case "tags":
-                states_SD = states_BTD[batch.scored_BT]
-        return functional.linear(states_SD.float(), self.weight_CD.float(), self.bias_C.float())
+                return states_BTD[batch.scored_BT]
 
 
 def answer_logits(
@@ -56,8 +64,7 @@ def answer_logits(
     """
     if head is not None:
         with frozen.bind(tokens):
-            states_BTD = frozen.hidden(batch.ids_BT, batch.mask_BT)
-        return head.logits(states_BTD, batch), batch.answer_BA[batch.said_BA]
+            return head.logits(frozen, batch), batch.answer_BA[batch.said_BA]
     match frozen.kind:
         case "causal":
             return _continued(frozen, batch, tokens)

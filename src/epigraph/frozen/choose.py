@@ -53,6 +53,39 @@ def rank(
     return scores_BN
 
 
+def rank_own(
+    frozen: FrozenModel,
+    codec: Codec,
+    rows: Sequence[Mapping[str, str]],
+    candidates: Sequence[Sequence[str]],
+    tokens: Carried,
+    *,
+    batch_size: int = 64,
+    advance: Advance = lambda _: None,
+) -> list[Tensor]:
+    """As :func:`rank` where every row has ``candidates`` of its own: for each row ``[N]`` float32, N its own number.
+
+    One forward pass a candidate, those of all rows in the same batches. Raises :class:`BadValue` for a row without any.
+    """
+    if not all(candidates):
+        raise BadValue("a row has no candidates to choose among, expected one or more")
+    pairs = [
+        (number, _answering(codec, row, codec.candidate(text)))
+        for number, (row, texts) in enumerate(zip(rows, candidates, strict=True))
+        for text in texts
+    ]
+    order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i][1].ids))
+    scores = torch.empty(len(pairs))
+    with torch.inference_mode():
+        ready = carried_rows(frozen, tokens)
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            batch = collate([pairs[i][1] for i in some], fill_token(frozen.tokenizer)).to(frozen.device)
+            scores[some] = row_log_probabilities(frozen, batch, rows_of(ready, [pairs[i][0] for i in some])).cpu()
+    advance(len(rows))
+    return list(scores.split([len(texts) for texts in candidates]))
+
+
 def classify(
     frozen: FrozenModel,
     rows: Sequence[Encoded],
@@ -61,21 +94,21 @@ def classify(
     *,
     batch_size: int = 64,
     advance: Advance = lambda _: None,
-) -> list[list[int]]:
-    """The likeliest class of each row, or of each tagged word of each row, by number."""
+) -> list[Tensor]:
+    """For each row ``[W, C]`` float32: log-probabilities of the classes, of the row (W is 1) or of each tagged word."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].ids))
-    chosen: list[list[int]] = [[] for _ in rows]
+    found = [torch.empty(0)] * len(rows)
     with torch.inference_mode():
         ready = carried_rows(frozen, tokens)
         for start in range(0, len(order), batch_size):
             numbers = order[start : start + batch_size]
             batch = collate([rows[i] for i in numbers], fill_token(frozen.tokenizer)).to(frozen.device)
-            classes = answer_logits(frozen, batch, ready, head)[0].argmax(-1).tolist()
-            for number in numbers:
-                count = sum(rows[number].scored) if head.reads == "tags" else 1
-                chosen[number], classes = classes[:count], classes[count:]
+            logs_SC = answer_logits(frozen, batch, ready, head)[0].log_softmax(-1).cpu()
+            counts = [sum(rows[number].scored) if head.reads == "tags" else 1 for number in numbers]
+            for number, logs_WC in zip(numbers, logs_SC.split(counts), strict=True):
+                found[number] = logs_WC
             advance(len(numbers))
-    return chosen
+    return found
 
 
 def _answering(codec: Codec, row: Mapping[str, str], ids: Sequence[int]) -> Encoded:

@@ -68,6 +68,14 @@ class Ensemble:
             frozen, prompts, self.members, decoding, mean=self.mean, batch_size=batch_size, advance=advance
         )
 
+    def chances(self, scores_MBN: Tensor) -> Tensor | None:
+        """``[B, N]``: log-probabilities of the choices as the members see them together; None for votes, which are
+        counts and no probabilities."""
+        if self.mean == "majority":
+            return None
+        joined_BN = scores_MBN.mean(0) if self.mean == "geometric" else scores_MBN.logsumexp(0)
+        return joined_BN.log_softmax(-1)
+
     def choose(self, scores_MBN: Tensor) -> Tensor:
         """``[B]``: the number of the choice that the members make together, out of their log-probabilities.
 

@@ -39,10 +39,16 @@ class Filler:
         longest_first = sorted(self._special, key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if self._special else None
 
-    def source(self, fields: Mapping[str, str], limit: int) -> tuple[list[Part], bool]:
-        """The input template's pieces with at most ``limit`` text tokens, and whether words had to be cut off."""
+    def source(
+        self, fields: Mapping[str, str], limit: int, constant: Mapping[str, str] | None = None
+    ) -> tuple[list[Part], bool]:
+        """The input template's pieces with at most ``limit`` text tokens, and whether words had to be cut off.
+
+        ``constant`` fields stand in every row as they are: they are never cut, and no row has others of their names.
+        """
+        constant = constant or {}
         try:
-            parts = self._parts(fields)
+            parts = self._parts({**fields, **constant})
         except KeyError as missing:
             raise BadValue(
                 f"the input template asks for the field {missing}, the row has {', '.join(fields) or 'none'}; "
@@ -50,7 +56,7 @@ class Filler:
             ) from None
         if _num_text(parts) <= limit:
             return parts, False
-        return self._shortened(fields, limit), True
+        return self._shortened(fields, constant, limit), True
 
     def target(self, text: str) -> list[int]:
         """The ids of the target template filled with ``text``, and of the blank before the mask if that is its."""
@@ -122,20 +128,28 @@ class Filler:
             text = text[found.start() + 1 :]
         yield text
 
-    def _shortened(self, fields: Mapping[str, str], limit: int) -> list[Part]:
-        longest = max(fields, key=lambda name: len(fields[name]))
-        is_words = self.contract.layout == "tags" and longest == "source"
-        units: Sequence[str] = fields[longest].split() if is_words else fields[longest]
+    def _shortened(self, fields: Mapping[str, str], constant: Mapping[str, str], limit: int) -> list[Part]:
+        """With the longest field that the template names cut until the rest fits; with that empty, the next one too."""
+        named = [name for name in fields if f"{{{name}}}" in self.contract.input_template]
+        for name in sorted(named, key=lambda name: -len(fields[name])):
+            parts = self._cut(fields, name, constant, limit)
+            if _num_text(parts):
+                return parts
+            fields = {**fields, name: ""}
+        raise BadValue(f"max_source_tokens is {limit}: the input template alone is longer; raise it")
+
+    def _cut(self, fields: Mapping[str, str], name: str, constant: Mapping[str, str], limit: int) -> list[Part]:
+        """With as much of the field ``name`` as fits; nothing where not even the rest does."""
+        is_words = self.contract.layout == "tags" and name == "source"
+        units: Sequence[str] = fields[name].split() if is_words else fields[name]
         low, high, best = 0, len(units), list[Part]()
         while low <= high:
             middle = (low + high) // 2
-            parts = self._parts({**fields, longest: (" " if is_words else "").join(units[:middle])})
+            parts = self._parts({**fields, name: (" " if is_words else "").join(units[:middle]), **constant})
             if _num_text(parts) <= limit:
                 low, best = middle + 1, parts
             else:
                 high = middle - 1
-        if not _num_text(best):
-            raise BadValue(f"max_source_tokens is {limit}: the input template alone is longer; raise it")
         return best
 
 

@@ -91,7 +91,7 @@ def _batch(
                 **_cache(frozen, config, ids.shape[1]),
             )
     start = ids.shape[1] if goes_on else len(frozen.decoder_start)
-    return [_until(row, stops) for row in out[:, start:].tolist()]
+    return [until_end(row, stops) for row in out[:, start:].tolist()]
 
 
 def _cache(frozen: FrozenModel, config: GenerationConfig, num_tokens: int) -> dict[str, Cache]:
@@ -122,6 +122,7 @@ def _generation_config(frozen: FrozenModel, decoding: Decoding, options: dict[st
     return GenerationConfig(**{**settings, **options})
 
 
-def _until(ids: list[int], stops: set[int]) -> list[int]:
+def until_end(ids: list[int], stops: set[int]) -> list[int]:
+    """New ids up to the first of ``stops``, which is left out."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
     return ids[:end]

@@ -47,11 +47,17 @@ class Message:
 
 
 class Codec:
-    """A tokenizer under a text contract; docs/templates.md says for every layout which ids it makes."""
+    """A tokenizer under a text contract; docs/templates.md says for every layout which ids it makes.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, contract: TextContract) -> None:
+    ``fields`` are what every row has beside its own, whole; a row's own field of that name is not looked at.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, contract: TextContract, fields: Mapping[str, str] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.contract = contract
+        self.fields = dict(fields or {})
         self._filler = Filler(tokenizer, contract)
         self._says = contract.layout in ("continuation", "answer", "cloze")
         self._ends = contract.eos and contract.layout in ("continuation", "answer")
@@ -163,7 +169,7 @@ class Codec:
     def _source(self, fields: Mapping[str, str], *, num_masks: int) -> Encoded:
         start, end = self._edges()
         limit = self.contract.max_source_tokens - len(start) - len(end)
-        parts, truncated = self._filler.source(fields, limit)
+        parts, truncated = self._filler.source(fields, limit, self.fields)
         laid = [self._laid(part, num_masks) for part in parts]
         ids = (*start, *(token for tokens, _ in laid for token in tokens), *end)
         scored = (*[False] * len(start), *(counts for _, marks in laid for counts in marks), *[False] * len(end))
@@ -175,7 +181,8 @@ class Codec:
                 return range(FIRST_SLOT + first, FIRST_SLOT + first + count), [False] * count
             case Mask():
                 assert self._mask is not None
-                return [self._mask] * num_masks, [self.contract.layout == "cloze"] * num_masks
+                # An encoder beside a decoder has its mask in the text, and its answer elsewhere.
+                return [self._mask] * num_masks, [self.contract.layout != "answer"] * num_masks
             case _:
                 return part.ids, [place in part.starts for place in range(len(part.ids))]
 

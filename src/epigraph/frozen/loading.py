@@ -22,8 +22,8 @@ from transformers import (
 from transformers.utils import logging
 
 from epigraph.errors import BadValue, UnsupportedModel
+from epigraph.frozen.checkpoint import Checkpoint
 from epigraph.frozen.convert import load_gguf
-from epigraph.frozen.resolve import Checkpoint
 
 
 def load(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -41,7 +41,7 @@ class FrozenModel:
     """A language model, frozen, in eval mode, whose attention takes virtual keys and values.
 
     ``kind`` is causal, encoder-decoder, masked (an encoder with a language-modelling head) or encoder (without one).
-
+    ``layers`` are its blocks, an encoder's first; where layers stand within layers, all of them.
     ``model`` and ``tokenizer`` are the ordinary transformers objects; every use of ``model`` (forward, ``generate``)
     inside :meth:`bind` carries the bound prefixes, and none does outside.
     """
@@ -71,7 +71,7 @@ class FrozenModel:
         self._position_offset = found.position_offset
         # Every binding in force, whichever thread made it.
         self._bindings: list[Rows] = []
-        self._layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
+        self.layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
         self._text_embeddings = text_embeddings(model)
         scored.narrow_head(model)
         # generate() calls an encoder alone, and so do heads. Other parts of a model are not ways in.
@@ -119,12 +119,12 @@ class FrozenModel:
         """Where the model is."""
         return torch.device(self.model.device)
 
-    @property
+    @cached_property
     def num_parameters(self) -> int:
         """Parameters of the model, tied ones once."""
         return sum(x.numel() for x in self.model.parameters())
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes that the parameters take in memory."""
         return sum(x.numel() * x.element_size() for x in self.model.parameters())
@@ -178,7 +178,7 @@ class FrozenModel:
             placed.refuse_slots(given.get("input_ids"))
         if rows is None:
             return args, {**kwargs, ARGUMENT: Run(slots=self._slots)}
-        refuse_reentrant(self._layers)
+        refuse_reentrant(self.layers)
         tokens = next(given[x] for x in ("input_ids", "inputs_embeds", "decoder_input_ids") if given.get(x) is not None)
         return (), self._carrying(rows.for_batch(tokens.shape[0]), given, tokens, held)
 
@@ -227,7 +227,7 @@ class FrozenModel:
 
         Only the layers' own flags change: the model's dropout stays off.
         """
-        recompute(self._layers, on)
+        recompute(self.layers, on)
 
     @cached_property
     def decoder_start(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from epigraph.errors import ModelNotFound, UnsupportedModel
 from epigraph.frozen.catalogue import MODELS, nearest
 from epigraph.frozen.checkpoint import INDEX, WEIGHTS, Checkpoint, weight_files
 from epigraph.frozen.fetch import folder_of, is_fetched
+from epigraph.frozen.randomized import SCHEME, randomized
 from epigraph.home import home
 
 __all__ = ["Checkpoint", "resolve"]
@@ -26,9 +27,11 @@ _GGUF_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 def resolve(name: str) -> Checkpoint:
     """Find the model ``name`` on disk, or get it from the hub if it is a hub id.
 
-    Raises :class:`ModelNotFound` for what is not there and :class:`UnsupportedModel` for weights that are no
-    safetensors.
+    ``random:NAME`` is a model of the same shape with random weights, the control of a probe. Raises
+    :class:`ModelNotFound` for what is not there and :class:`UnsupportedModel` for weights that are no safetensors.
     """
+    if name.startswith(SCHEME):
+        return Checkpoint(folder=randomized(resolve(name.removeprefix(SCHEME)), home()), name=name)
     if name in MODELS:
         if not is_fetched(MODELS[name], home()):
             raise ModelNotFound(f"model {name} is not here yet; run: epigraph models fetch {name}")
@@ -49,6 +52,8 @@ def resolve(name: str) -> Checkpoint:
 
 def public_name(name: str) -> str:
     """What a model is called in files that travel: a folder or file loses the path to it."""
+    if name.startswith(SCHEME):
+        return f"{SCHEME}{public_name(name.removeprefix(SCHEME))}"
     path = Path(name).expanduser()
     return path.resolve().name if path.exists() else name
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Literal, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,56 @@ from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site, VirtualTokens, V
 
 
 class Classifier(nn.Linear):
-    """What chooses a class from an encoder's states; ``reads`` the first token's, their mean, or each tagged word's."""
+    """What chooses a class from an encoder's states; ``reads`` the first token's, their mean, what stands at the mask,
+    or each tagged word's.
 
-    def __init__(self, width: int, num_classes: int, reads: Literal["first", "mean", "tags"]) -> None:
-        super().__init__(width, num_classes)
+    At the mask its rows are class vectors, which start from ``first_CW`` where that is given, and it has no bias.
+    (Hambardzumyan et al. 2021, section 3.)
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        reads: Literal["first", "mean", "mask", "tags"],
+        first_CW: Tensor | None = None,
+    ) -> None:
+        super().__init__(width, num_classes, bias=reads != "mask")
         self.reads = reads
         # As BERT's own heads start.
         nn.init.normal_(self.weight, std=0.02)
-        nn.init.zeros_(self.bias)
+        if first_CW is not None:
+            with torch.no_grad():
+                self.weight.copy_(first_CW)
+        if reads != "mask":
+            nn.init.zeros_(self.bias)
+
+
+class Foreign(Protocol):
+    """A model as another library carries what is trained: it reads lessons and answers in the frozen model's place."""
+
+    def losses(self, batch: Any) -> Tensor:
+        """``[S]`` float32: the negative log-likelihood, in nats, of each scored token of a batch, row after row."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], decoding: Any, *, batch_size: int, advance: Callable[[int], None]
+    ) -> list[list[int]]:
+        """The new token ids of each prompt, its end token left out, in the order given."""
 
 
 class Method(nn.Module, ABC):
     """A trainable maker of virtual tokens. Its parameters are float32 and are all that a training run changes.
 
     Two things may be trained beside them, and are then parts of the method: ``head``, a classifier on an encoder, and
-    ``base``, the model itself, which is then frozen no more and stays in eval mode.
+    ``base``, the model itself, which is then frozen no more and stays in eval mode. ``foreign`` is no part of it: a
+    model of another library that the parameters belong to, where they are compared with ours.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.head: Classifier | None = None
         self.base: nn.Module | None = None
+        self.foreign: Foreign | None = None
 
     @abstractmethod
     def forward(self) -> VirtualTokens | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from epigraph.methods.base import Method
-from epigraph.train.recipe import TrainingPart
+from epigraph.train.parts import TrainingPart
 
 
 class Best:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from epigraph import artifact
+from epigraph.contract import TextContract
 from epigraph.errors import BadValue, GeometryMismatch
+from epigraph.frozen.classes import first_class_vectors, width_at_mask
 from epigraph.frozen.inputs import frequent_ids
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods import initial
@@ -18,25 +20,34 @@ from epigraph.methods.p_tuning import PTuning, PTuningConfig
 from epigraph.methods.prefix_tuning import PrefixTuning, PrefixTuningConfig
 from epigraph.methods.prompt_tuning import PromptTuning, PromptTuningConfig
 from epigraph.train.prepare import Prepared
+from epigraph.train.recipe import VirtualPart
 from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
 
 def make_method(ready: Prepared) -> Method:
     """The recipe's method with its first values, and what is trained beside it; the seed decides every random one."""
     torch.manual_seed(ready.recipe.training.seed)
+    baseline, contract, frozen = ready.recipe.baseline, ready.codec.contract, ready.frozen
     with torch.no_grad():
-        method = _virtual_tokens(ready)
-    contract, frozen = ready.codec.contract, ready.frozen
-    if contract.layout in ("label", "tags"):
-        reads = "tags" if contract.layout == "tags" else contract.pooling
-        method.head = Classifier(frozen.model.config.hidden_size, len(contract.labels), reads)
+        method = _virtual_tokens(ready) if baseline is None else baseline.make(ready)
+    if contract.layout in ("label", "tags") and (baseline is None or baseline.trains):
+        method.head = head_for(frozen, contract)
     if ready.recipe.training.base_lr is not None:
         method.base = frozen.model.requires_grad_(True)
     return method
 
 
+def head_for(frozen: FrozenModel, contract: TextContract) -> Classifier:
+    """A new head for what the contract reads and chooses among."""
+    if contract.pooling == "mask":
+        return Classifier(width_at_mask(frozen), len(contract.labels), "mask", first_class_vectors(frozen, contract))
+    reads = "tags" if contract.layout == "tags" else contract.pooling
+    return Classifier(frozen.model.config.hidden_size, len(contract.labels), reads)
+
+
 def _virtual_tokens(ready: Prepared) -> Method:
     config, frozen = ready.recipe.method, ready.frozen
+    assert isinstance(config, VirtualPart), "a baseline makes its own"
     if isinstance(config, PrefixTuningConfig):
         geometry = frozen.geometry.only(frozen.geometry.sites if config.sites is None else config.sites)
         if config.is_infix and not geometry.is_causal:

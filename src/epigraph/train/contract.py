@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,11 +14,25 @@ from epigraph.frozen.model import FrozenModel
 from epigraph.methods.p_tuning import PTuningConfig
 from epigraph.methods.prefix_tuning import PrefixTuningConfig
 from epigraph.methods.prompt_tuning import PromptTuningConfig
-from epigraph.tasks.base import Task
-from epigraph.train.recipe import Recipe
+from epigraph.tasks.base import Example, Task
+from epigraph.train.baselines.autoprompt import AutoPromptPart
+from epigraph.train.recipe import Recipe, VirtualPart
 
 # P-Tuning without places in its template: as many virtual tokens in front as prompt-tuning has.
 DEFAULT_SLOTS = 20
+
+
+def text_for(
+    recipe: Recipe, task: Task, frozen: FrozenModel, examples: Sequence[Example]
+) -> tuple[TextContract, Mapping[str, str]]:
+    """The run's text contract, and what every row has beside its own fields: what a baseline shows of ``examples``.
+
+    Raises :class:`BadValue` as :func:`contract_for`.
+    """
+    contract, baseline = contract_for(recipe, task, frozen), recipe.baseline
+    if baseline is None or baseline.text is None:
+        return contract, {}
+    return baseline.text(recipe, task, frozen, contract, examples)
 
 
 def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContract:
@@ -29,7 +43,7 @@ def contract_for(recipe: Recipe, task: Task, frozen: FrozenModel) -> TextContrac
     """
     text = recipe.text
     template = text.input_template or task.input_template
-    layout = text.layout or _layout(frozen, template)
+    layout = text.layout or ("label" if text.pooling == "mask" else _layout(frozen, template))
     begins, ends = _edges(frozen)
     max_target = text.max_target_tokens or task.max_target_tokens
     chosen: dict[str, Any] = {
@@ -138,11 +152,22 @@ def _check(recipe: Recipe, frozen: FrozenModel, contract: TextContract) -> None:
             f"the template has places for {contract.num_slots} virtual tokens, and method {method.name} makes keys and "
             "values, which stand in front of everything; take the places out, or use method p-tuning"
         )
-    if contract.num_slots and method.num_virtual_tokens not in (None, contract.num_slots):
+    count = num_virtual_tokens(recipe)
+    if contract.num_slots and count == 0:
         raise BadValue(
-            f"method.num_virtual_tokens is {method.num_virtual_tokens}, the template has places for "
-            f"{contract.num_slots}; make them equal"
+            f"the template has places for {contract.num_slots} virtual tokens, and method {method.name} makes none; "
+            "take the places out"
         )
+    if contract.num_slots and count not in (None, contract.num_slots):
+        raise BadValue(
+            f"method.num_virtual_tokens is {count}, the template has places for {contract.num_slots}; make them equal"
+        )
+
+
+def num_virtual_tokens(recipe: Recipe) -> int | None:
+    """How many the method was told to make; None: as many as there are places, 0: it makes none."""
+    method = recipe.method
+    return method.num_virtual_tokens if isinstance(method, VirtualPart | AutoPromptPart) else 0
 
 
 def _check_infix(contract: TextContract) -> None:

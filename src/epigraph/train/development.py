@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from epigraph.errors import MetricUnavailable
-from epigraph.frozen.ask import answers
+from epigraph.frozen.ask import ask
 from epigraph.methods.base import Method
 from epigraph.tasks.base import Example
 from epigraph.train.evaluate import answerable, fields, question
@@ -26,7 +26,7 @@ def dev_score(ready: Prepared) -> Callable[[Method], dict[str, float]]:
     metric, processes = ready.recipe.training.dev_metric, ready.processes
     examples: Sequence[Example] = ()
     if metric != "loss":
-        examples, _ = answerable(ready.codec, ready.task, ready.task.load("dev")[: ready.recipe.data.dev_limit])
+        examples = ready.dev_examples
         processes.from_main(lambda: _value(ready, [examples[0].references[0]], examples[:1]))
 
     def score(method: Method) -> dict[str, float]:
@@ -57,7 +57,7 @@ def _predictions(ready: Prepared, method: Method, examples: Sequence[Example]) -
     is_shared_out = not ready.recipe.training.shard_base
     own = examples[processes.rank :: processes.num] if is_shared_out else examples
     _, candidates = answerable(ready.codec, ready.task, examples)
-    said = answers(
+    said = ask(
         ready.frozen,
         ready.codec,
         [question(ready.codec, example) for example in own],
@@ -65,5 +65,7 @@ def _predictions(ready: Prepared, method: Method, examples: Sequence[Example]) -
         method.fold(),
         head=head_of(method),
         candidates=candidates,
-    )
+        own=[example.candidates for example in own],
+        decode=None if method.foreign is None else method.foreign.generate,
+    ).texts
     return processes.interleaved(said) if is_shared_out else said

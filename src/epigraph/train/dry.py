@@ -13,7 +13,7 @@ import torch
 from epigraph.frozen.batch import collate, length, num_scored
 from epigraph.frozen.inputs import fill_token
 from epigraph.train.build import make_method
-from epigraph.train.loss import head_of, token_losses
+from epigraph.train.loss import lesson_losses
 from epigraph.train.prepare import Prepared
 
 TIMED_STEPS = 3
@@ -51,8 +51,9 @@ def cost(ready: Prepared) -> dict[str, Any]:
 def _timed_step(ready: Prepared, method: Any, rows: Any) -> float:
     start = time.perf_counter()
     batch = collate(rows, fill_token(ready.frozen.tokenizer)).to(ready.frozen.device)
-    losses = token_losses(ready.frozen, batch, method(), head_of(method))
-    losses.mean().backward()
+    losses = lesson_losses(ready.frozen, batch, method)
+    if losses.requires_grad:
+        losses.mean().backward()
     method.zero_grad()
     if ready.frozen.device.type == "cuda":
         torch.cuda.synchronize()

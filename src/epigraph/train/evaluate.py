@@ -9,11 +9,13 @@ from typing import Any
 from epigraph.contract import Decoding
 from epigraph.errors import DataNotFound
 from epigraph.frozen.answers import Head
-from epigraph.frozen.ask import answers
+from epigraph.frozen.ask import Answers, ask
 from epigraph.frozen.ensemble import Ensemble
 from epigraph.frozen.inputs import Codec, Encoded, Message
 from epigraph.frozen.model import FrozenModel
+from epigraph.methods.base import Foreign
 from epigraph.tasks.base import Example, Scores, Task
+from epigraph.tasks.calibration import Chances, with_chances
 from epigraph.virtual import VirtualTokens
 
 
@@ -51,6 +53,8 @@ def evaluate(
     examples: Sequence[Example],
     *,
     head: Head | None = None,
+    foreign: Foreign | None = None,
+    says: Callable[[Example], str] | None = None,
     decoding: Decoding | None = None,
     only: Collection[str] | None = None,
     batch_size: int = 64,
@@ -61,31 +65,46 @@ def evaluate(
 
     Where the task has candidates, those that are one token in the model's vocabulary are ranked, and examples whose
     answer is none of them are dropped, as LAMA does. ``only`` are the metrics to compute, None for all of the task.
+    ``says`` answers in the model's place, and ``foreign`` decodes in its place.
     """
     decoding = decoding or codec.contract.decoding
     kept, candidates = answerable(codec, task, examples)
     asked = [question(codec, example) for example in kept]
-    predictions = answers(
-        frozen,
-        codec,
-        asked,
-        [fields(example) for example in kept],
-        tokens,
-        head=head,
-        candidates=candidates,
-        decoding=decoding,
-        batch_size=batch_size,
-        advance=advance,
+    said = (
+        Answers(texts=[says(example) for example in kept])
+        if says is not None
+        else ask(
+            frozen,
+            codec,
+            asked,
+            [fields(example) for example in kept],
+            tokens,
+            head=head,
+            candidates=candidates,
+            own=[example.candidates for example in kept],
+            decoding=decoding,
+            batch_size=batch_size,
+            advance=advance,
+            decode=None if foreign is None else foreign.generate,
+        )
     )
     return Evaluation(
-        scores=task.score(predictions, kept, only),
-        predictions=tuple(predictions),
+        scores=with_chances(task.score(said.texts, kept, only), _chances(said, kept), only),
+        predictions=tuple(said.texts),
         examples=tuple(kept),
         decoding=decoding,
         num_truncated=sum(x.truncated for x in asked),
         num_dropped=len(examples) - len(kept),
         num_candidates=len(candidates),
     )
+
+
+def _chances(said: Answers, examples: Sequence[Example]) -> list[Chances]:
+    """How likely each row's choices were, and which of them is right; nothing where answers were said freely."""
+    return [
+        Chances(probabilities=logs_N.exp().tolist(), right=list(choices).index(example.references[0]))
+        for choices, logs_N, example in zip(said.choices, said.log_chances, examples, strict=bool(said.choices))
+    ]
 
 
 def answerable(codec: Codec, task: Task, examples: Sequence[Example]) -> tuple[list[Example], list[str]]:

@@ -14,11 +14,13 @@ from filelock import FileLock, Timeout
 from epigraph import artifact
 from epigraph.errors import NothingToResume, OutputExists, ResumeMismatch, RunInUse
 from epigraph.files import clear_unfinished
-from epigraph.train import checkpoint
+from epigraph.train import checkpoint, kept
 from epigraph.train.record import said_plainly
 
 RECIPE, STEPS, SUMMARY, REPORT = "recipe.json", "steps.jsonl", "summary.json", "report.html"
 BASE = "base"
+# Of which a complete run has one.
+RESULTS = (artifact.FILE_NAME, kept.FILE_NAME)
 TENSORBOARD = "tensorboard"
 
 # What may differ between a run and its going on: where things lie, how often it is saved, and who watches.
@@ -35,8 +37,9 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputExists(f"{folder} is a file, expected a folder to write to; choose another --out")
     if overwrite:
         return
-    if (folder / artifact.FILE_NAME).exists():
-        raise OutputExists(f"{folder} already holds {artifact.FILE_NAME}; choose another --out, or pass --overwrite")
+    for name in RESULTS:
+        if (folder / name).exists():
+            raise OutputExists(f"{folder} already holds {name}; choose another --out, or pass --overwrite")
     if checkpoint.has_any(folder):
         raise OutputExists(f"{folder} holds an unfinished run; go on with --resume, or start again with --overwrite")
 
@@ -70,7 +73,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def clear(folder: Path) -> None:
     """Take an earlier run's files away: its scores beside this run's artifact would be a lie."""
-    for name in (artifact.FILE_NAME, SUMMARY, STEPS, REPORT, "mass.json", "mass.png"):
+    for name in (*RESULTS, SUMMARY, STEPS, REPORT, "mass.json", "mass.png"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / BASE, ignore_errors=True)
     for record in [*(folder / "evaluations").glob("*.json"), *(folder / TENSORBOARD).glob("events.out.*")]:
@@ -88,7 +91,7 @@ def clear_halves(folder: Path) -> None:
 
 def is_complete(folder: Path) -> bool:
     """The run in ``folder`` ended."""
-    return (folder / artifact.FILE_NAME).exists() and (folder / SUMMARY).exists()
+    return any((folder / name).exists() for name in RESULTS) and (folder / SUMMARY).exists()
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

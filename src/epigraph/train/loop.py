@@ -26,15 +26,39 @@ from epigraph.methods.base import Method
 from epigraph.train.adafactor import Adafactor
 from epigraph.train.batches import Share, ahead, endless, in_order, share
 from epigraph.train.best import Best
-from epigraph.train.loss import denominator, head_of, token_losses
+from epigraph.train.loss import denominator, head_of, lesson_losses, token_losses
 from epigraph.train.parallel import ALONE, Processes
-from epigraph.train.recipe import TrainingPart
+from epigraph.train.parts import TrainingPart
 from epigraph.train.state import Position, State, gather, put_back
 from epigraph.train.stop import Stop
 
 OPTIMIZERS = {"adamw": AdamW, "adafactor": Adafactor}
 Record = Mapping[str, Any]
 Score = Callable[[Method], Mapping[str, float]]
+Parts = tuple[Method, Any, Best, torch.device]
+
+
+class Steps(Protocol):
+    """What takes the steps of a run: by gradients (:class:`Descent`), or by trying (:mod:`epigraph.train.discrete`).
+
+    A step takes ``num_windows`` times ``training.accumulation`` batches.
+    """
+
+    num_windows: int
+
+    @property
+    def best(self) -> Best:
+        """The best development score so far."""
+
+    @property
+    def parts(self) -> Parts:
+        """What :func:`gather` and :func:`put_back` take."""
+
+    def position(self, step: int, tokens: int, seconds: float) -> Position:
+        """Where the run is after ``step``."""
+
+    def step(self, shares: Sequence[Share], lr: float) -> dict[str, Any]:
+        """Change the method once; the step's record."""
 
 
 class Saver(Protocol):
@@ -73,6 +97,7 @@ def train(
     saver: Saver | None = None,
     processes: Processes = ALONE,
     stop: Stop | None = None,
+    steps_by: Callable[..., Steps] | None = None,
 ) -> Outcome:
     """Train ``method`` in place on ``rows``; the best development score's virtual tokens are kept.
 
@@ -82,21 +107,26 @@ def train(
 
     Several ``processes`` share out each batch's rows and add up their gradients, so that all take the same step, and
     that of one process up to rounding. A ``stop`` that was asked of one of them reaches all of them with that sum.
+
+    ``steps_by`` makes what takes the steps, in the place of :class:`Descent` and with its arguments.
     """
     frozen.checkpoint_activations(plan.checkpoint_activations)
-    run = _Run(frozen, method, plan, rows, lr, processes, Stop() if stop is None else stop)
+    run = (steps_by or Descent)(frozen, method, plan, rows, lr, processes, Stop() if stop is None else stop)
     processes.same(method.state_dict().values())
     if begin is not None:
         put_back(begin, *run.parts)
     at = begin.position if begin is not None else Position()
     start = time.perf_counter() - at.seconds
-    with contextlib.closing(_windows(frozen, rows, plan, processes, at.step)) as windows:
+    num_batches = plan.accumulation * run.num_windows
+    with contextlib.closing(
+        _windows(frozen, rows, plan, processes, num_batches, skip=at.step * num_batches)
+    ) as windows:
         while at.step < steps and not run.best.is_enough:
             step = at.step + 1
             record = run.step(next(windows), lr * _factor(plan, steps, step - 1))
             report({"step": step, **record, "seconds": time.perf_counter() - start})
             if score is not None and (step == steps or (plan.dev_every and step % plan.dev_every == 0)):
-                values = score(run.method)
+                values = score(method)
                 report({"step": step, "dev": dict(values), "seconds": time.perf_counter() - start})
                 run.best.take(step, values)
             at = run.position(step, at.tokens + record["tokens"], time.perf_counter() - start)
@@ -115,17 +145,26 @@ def train(
 
 
 def _windows(
-    frozen: FrozenModel, rows: Sequence[Encoded], plan: TrainingPart, processes: Processes, steps_done: int
+    frozen: FrozenModel,
+    rows: Sequence[Encoded],
+    plan: TrainingPart,
+    processes: Processes,
+    num_batches: int,
+    *,
+    skip: int,
 ) -> Generator[list[Share]]:
-    """This process's share of the batches of each step, on the model's device; those of the next are being made."""
-    skip, fill = steps_done * plan.accumulation, fill_token(frozen.tokenizer)
+    """This process's share of each step's ``num_batches`` behind the first ``skip``, on the model's device.
+
+    Those of the next step are being made meanwhile.
+    """
+    fill = fill_token(frozen.tokenizer)
     batches = endless(rows, plan.batch_size, plan.seed, fill, buckets=plan.buckets, skip=skip)
     shares = (share(batch, processes.rank, processes.num) for batch in batches)
     if frozen.device.type == "cuda":
         shares = (x.pinned() for x in shares)
     with contextlib.closing(ahead(shares)) as made:
         while True:
-            yield [x.to(frozen.device) for x in itertools.islice(made, plan.accumulation)]
+            yield [x.to(frozen.device) for x in itertools.islice(made, num_batches)]
 
 
 def dev_loss(
@@ -142,14 +181,19 @@ def dev_loss(
         tokens = None if folded is None else frozen.carried(folded)
         for batch in in_order(rows, batch_size * processes.num, fill_token(frozen.tokenizer)):
             own = share(batch, processes.rank, processes.num).to(frozen.device)
-            losses = token_losses(frozen, own.batch, tokens, head_of(method))
+            if method.foreign is not None:
+                losses = method.foreign.losses(own.batch)
+            else:
+                losses = token_losses(frozen, own.batch, tokens, head_of(method))
             sums += own.weight * torch.tensor([float(losses.sum()), losses.numel()], dtype=torch.float64)
     processes.add([sums])
     return float(sums[0] / sums[1].clamp(min=1))
 
 
-class _Run:
+class Descent:
     """The moving parts of a run: the method, its optimiser, and the best development score so far."""
+
+    num_windows = 1
 
     def __init__(
         self,
@@ -170,7 +214,7 @@ class _Run:
         self.best = Best(self.method, plan)
 
     @property
-    def parts(self) -> tuple[Method, Any, Best, torch.device]:
+    def parts(self) -> Parts:
         """What :func:`gather` and :func:`put_back` take."""
         return self.method, self.optimizer, self.best, self._frozen.device
 
@@ -182,11 +226,7 @@ class _Run:
 
     def step(self, shares: Sequence[Share], lr: float) -> dict[str, Any]:
         """One optimiser step; its record."""
-        num_rows = sum(own.num_rows for own in shares)
-        total, count, tokens = self._backward(shares, num_rows)
-        loss = total / (num_rows if self._plan.reduction == "example-sum" else max(count, 1))
-        if not math.isfinite(loss):
-            raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
+        loss, tokens = self.gradients(shares)
         norm = clip_grad_norm_(self.method.parameters(), self._plan.max_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
@@ -194,13 +234,25 @@ class _Run:
         self.optimizer.zero_grad()
         return {"loss": loss, "grad_norm": float(norm), "tokens": tokens, "lr": lr}
 
+    def gradients(self, shares: Sequence[Share]) -> tuple[float, int]:
+        """Leave the gradients of all processes' rows; the loss, and how many tokens were read.
+
+        Raises :class:`TrainingFailed` when the loss is no number any more.
+        """
+        num_rows = sum(own.num_rows for own in shares)
+        total, count, tokens = self._backward(shares, num_rows)
+        loss = total / (num_rows if self._plan.reduction == "example-sum" else max(count, 1))
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"the loss became {loss}; lower training.lr or raise training.warmup_steps")
+        return loss, tokens
+
     def _backward(self, shares: Sequence[Share], num_rows: int) -> tuple[float, int, int]:
         """Leave the gradients of all processes' rows; the sum of their losses, their scored tokens, their tokens."""
         self.method.train()
         divisor = denominator(num_rows, self._plan.reduction, self._scored_per_row)
         total, count = 0.0, 0
         for own in shares:
-            losses_S = token_losses(self._frozen, own.batch, self.method(), head_of(self.method)) * own.weight
+            losses_S = lesson_losses(self._frozen, own.batch, self.method) * own.weight
             (losses_S.sum() / divisor).backward()
             total += losses_S.detach().sum().item()
             count += losses_S.numel() * own.weight

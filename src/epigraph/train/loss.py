@@ -25,6 +25,13 @@ def token_losses(frozen: FrozenModel, batch: Batch, tokens: Carried, head: Head 
     return negative_log_likelihood(logits_SV, targets_S)
 
 
+def lesson_losses(frozen: FrozenModel, batch: Batch, method: Method) -> Tensor:
+    """:func:`token_losses` of the method as it is now, with its graph."""
+    if method.foreign is not None:
+        return method.foreign.losses(batch)
+    return token_losses(frozen, batch, method(), head_of(method))
+
+
 def head_of(method: Method) -> Head | None:
     """The method's head as a frozen model's user takes it, with its graph."""
     head = method.head

@@ -11,7 +11,7 @@ from epigraph.frozen.loading import has_fast_bf16, usable_device
 from epigraph.frozen.model import FrozenModel
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, draw_pairs, find, own_data
-from epigraph.train.contract import contract_for
+from epigraph.train.contract import text_for
 from epigraph.train.evaluate import answerable, lesson
 from epigraph.train.parallel import ALONE, Processes
 from epigraph.train.recipe import Recipe
@@ -38,6 +38,8 @@ class Prepared:
     codec: Codec
     rows: tuple[Encoded, ...]
     dev_rows: tuple[Encoded, ...]
+    examples: tuple[Example, ...]
+    dev_examples: tuple[Example, ...]
     data_hashes: dict[str, str]
     steps: int
     precision: str
@@ -68,30 +70,49 @@ def _prepare(recipe: Recipe, device: str, processes: Processes) -> Prepared:
     if recipe.training.tensorboard:
         board_class()
     task = find_task(recipe)
-    examples = task.load("train")
-    pairs = draw_pairs(examples, recipe.data.limit, recipe.training.seed)
-    dev = task.load("dev") if "dev" in task.splits else []
+    pairs, dev = _drawn(recipe, task)
     _check_dev_metric(recipe, task, dev)
-    precision = "fp32" if recipe.training.base_lr else precision_for(recipe.training.precision, device)
+    precision = "fp32" if recipe.trains_base else precision_for(recipe.training.precision, device)
     frozen = processes.together(lambda: _base(recipe, precision, device, processes))
     if recipe.training.shard_base:
         shard_base(frozen, usable_device(device), processes.num)
-    codec = Codec(frozen.tokenizer, contract_for(recipe, task, frozen))
+    codec = Codec(frozen.tokenizer, *text_for(recipe, task, frozen, pairs))
     pairs, _ = answerable(codec, task, pairs)
     dev, _ = answerable(codec, task, dev) if dev else ([], [])
-    rows = tuple(lesson(codec, example) for example in pairs)
+    rows, some = tuple(lesson(codec, example) for example in pairs), tuple(dev[: recipe.data.dev_limit])
     return Prepared(
         recipe=recipe,
         frozen=frozen,
         task=task,
         codec=codec,
         rows=rows,
-        dev_rows=tuple(lesson(codec, example) for example in dev[: recipe.data.dev_limit]),
+        dev_rows=tuple(lesson(codec, example) for example in some),
+        examples=tuple(pairs),
+        dev_examples=some,
         data_hashes={"train": data_hash(pairs), **({"dev": data_hash(dev)} if dev else {})},
         steps=recipe.steps_for(len(rows)),
         precision=precision,
         processes=processes,
     )
+
+
+def _drawn(recipe: Recipe, task: Task) -> tuple[list[Example], list[Example]]:
+    """Training pairs and development examples.
+
+    With ``dev_share`` the development examples are pairs of the training split too, that many for each training pair,
+    of sources that no training pair has. (Li & Liang 2021, section 6.3: 30 % of the training size.)
+    """
+    data, examples = recipe.data, task.load(recipe.data.train_split)
+    seed = recipe.training.seed if data.draw is None else data.draw
+    pairs = draw_pairs(examples, data.limit, seed)
+    if data.dev_share is None:
+        named = "dev_split" in data.model_fields_set
+        return pairs, task.load(data.dev_split) if named or data.dev_split in task.splits else []
+    if data.limit is None:
+        raise BadValue("data.dev_share is a share of data.limit, which is not given; give both")
+    taken = {pair.source for pair in pairs}
+    every = draw_pairs(examples, sum(len(x.references) for x in examples), seed)
+    return pairs, [x for x in every if x.source not in taken][: max(1, round(data.dev_share * data.limit))]
 
 
 def _base(recipe: Recipe, precision: str, device: str, processes: Processes) -> FrozenModel:

@@ -7,22 +7,16 @@ Where several processes train, all of them are here, and only the main one touch
 from __future__ import annotations
 
 import contextlib
-import datetime
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from epigraph import artifact
-from epigraph.frozen.resolve import public_name
-from epigraph.frozen.saving import save_base
 from epigraph.methods.base import Method
 from epigraph.train import checkpoint
 from epigraph.train.checkpoint import Checkpoint, Checkpoints
 from epigraph.train.development import dev_score
 from epigraph.train.folder import (
-    BASE,
     RECIPE,
     STEPS,
     SUMMARY,
@@ -37,11 +31,11 @@ from epigraph.train.folder import (
 )
 from epigraph.train.loop import Outcome, train
 from epigraph.train.prepare import Prepared
-from epigraph.train.record import Lines, machine, said_plainly, versions, write_json
+from epigraph.train.record import Lines, write_json
+from epigraph.train.result import resolved, write_result
 from epigraph.train.state import State
 from epigraph.train.stop import Stop, on_signals
 from epigraph.train.tensorboard import Board
-from epigraph.virtual import VirtualTokens
 
 # With no dev_every in the recipe, development scores are taken this many times.
 DEFAULT_DEV_SCORES = 5
@@ -71,8 +65,12 @@ def run(
             return done
         begin = processes.from_main(lambda: _begun(ready, folder, resume=resume))
         resumed_at = () if begin is None else (*begin.resumed_at, begin.state.position.step)
-        outcome = _train(ready, method, folder, begin.state if begin else None, resumed_at, report, notice)
-        return processes.from_main(lambda: _finish(ready, method, outcome, resumed_at, folder))
+        outcome = (
+            _train(ready, method, folder, begin.state if begin else None, resumed_at, report, notice)
+            if ready.steps
+            else _untrained(ready, method)
+        )
+        return processes.from_main(lambda: write_result(ready, method, outcome, resumed_at, folder))
 
 
 def _complete(ready: Prepared, folder: Path) -> dict[str, Any] | None:
@@ -110,6 +108,9 @@ def _train(
     plan = ready.recipe.training
     if plan.dev_every is None:
         plan = plan.model_copy(update={"dev_every": max(1, ready.steps // DEFAULT_DEV_SCORES)})
+    if all(name.startswith("head.") for name, x in method.named_parameters() if x.requires_grad):
+        # A head that is all there is learns at the run's own rate.
+        plan = plan.model_copy(update={"head_lr": ready.recipe.lr})
     saves, processes = plan.checkpoint_every != 0, ready.processes
     is_main, is_alone = processes.is_main, processes.num == 1
     with (
@@ -130,7 +131,8 @@ def _train(
             processes=processes,
         )
 
-        return train(
+        baseline = ready.recipe.baseline
+        return (train if baseline is None or baseline.loop is None else baseline.loop)(
             ready.frozen,
             method,
             ready.rows,
@@ -144,6 +146,15 @@ def _train(
             processes=processes,
             stop=stop,
         )
+
+
+def _untrained(ready: Prepared, method: Method) -> Outcome:
+    """What takes no step has a development score all the same, unless it answers without the model."""
+    start, baseline = time.perf_counter(), ready.recipe.baseline
+    asks = ready.dev_rows and ready.recipe.training.dev_every != 0 and (baseline is None or baseline.says is None)
+    dev = dev_score(ready)(method) if asks else {}
+    seconds = time.perf_counter() - start
+    return Outcome(steps=0, kept_step=0, kept_dev=dev, stopped_early=False, seconds=seconds, tokens=0)
 
 
 def _silent(_: object) -> None:
@@ -181,105 +192,3 @@ def identity(ready: Prepared) -> dict[str, Any]:
     }
     shared = {"num_processes": ready.processes.num}
     return {**resolved(ready), **shared, "inputs": inputs, "given": ready.recipe.model_dump(mode="json")}
-
-
-def resolved(ready: Prepared) -> dict[str, Any]:
-    """The recipe with every default filled in: what was really run."""
-    recipe = ready.recipe.model_dump(mode="json")
-    recipe["training"] |= {"steps": ready.steps, "epochs": None, "lr": ready.recipe.lr, "precision": ready.precision}
-    recipe["method"] |= {"initial": ready.recipe.method.start or "own"}
-    if recipe["method"]["initial"] == "text":
-        recipe["method"]["initial_text"] = ready.recipe.method.initial_text or ready.task.instruction
-    recipe["text"] = ready.codec.contract.model_dump(mode="json")
-    return recipe
-
-
-def _without_folders(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with names where it has paths: an artifact travels, and says nothing of its machine."""
-    short = {
-        **recipe,
-        "model": public_name(recipe["model"]),
-        "data": dict(recipe["data"]),
-        "method": dict(recipe["method"]),
-    }
-    for table, key in (("data", "train"), ("data", "dev"), ("data", "test"), ("method", "initial_path")):
-        if short[table][key] is not None:
-            short[table][key] = Path(short[table][key]).name
-    return short
-
-
-def _finish(
-    ready: Prepared, method: Method, outcome: Outcome, resumed_at: tuple[int, ...], folder: Path
-) -> dict[str, Any]:
-    tokens = method.fold()
-    assert tokens is not None, "a run writes an artifact, which holds virtual tokens"
-    summary: dict[str, Any] = {
-        "model": ready.frozen.name,
-        "task": ready.task.name,
-        "method": ready.recipe.method.name,
-        "num_virtual_tokens": tokens.num_virtual_tokens,
-        "trained_numbers": method.num_trained,
-        "stored_numbers": method.num_stored,
-        "model_parameters": ready.frozen.num_parameters,
-        "model_bytes": ready.frozen.num_bytes,
-        "steps": outcome.steps,
-        "kept_step": outcome.kept_step,
-        "dev": dict(outcome.kept_dev),
-        "stopped_early": outcome.stopped_early,
-        "tokens": outcome.tokens,
-        "seconds": outcome.seconds,
-        "resumed_at": list(resumed_at),
-        "seed": ready.recipe.training.seed,
-        "precision": ready.precision,
-        "num_processes": ready.processes.num,
-        "versions": versions(),
-        "machine": machine(),
-    }
-    base = ready.frozen.fingerprint if method.base is None else _save_base(ready, folder / BASE)
-    path = folder / artifact.FILE_NAME
-    summary["content_hash"] = artifact.save(_artifact(ready, method, tokens, base, summary), path)
-    summary["artifact_bytes"] = path.stat().st_size
-    write_json(folder / SUMMARY, summary)
-    checkpoint.clear(folder)
-    return summary
-
-
-def _save_base(ready: Prepared, folder: Path) -> str:
-    with said_plainly(folder):
-        try:
-            found = save_base(ready.frozen, folder)
-        except SafetensorError as wrong:
-            # What a disk that is full is to safetensors.
-            raise OSError(str(wrong)) from wrong
-    ready.frozen.model.requires_grad_(False)
-    return found
-
-
-def _artifact(
-    ready: Prepared, method: Method, tokens: VirtualTokens, base: str, summary: Mapping[str, Any]
-) -> artifact.Artifact:
-    recipe = _without_folders(resolved(ready))
-    kept = ("steps", "kept_step", "dev", "seconds", "seed", "versions")
-    return artifact.Artifact(
-        tokens=tokens,
-        geometry=ready.frozen.geometry,
-        contract=ready.codec.contract,
-        # By another name: who is told to use it must not take the base that the run began with.
-        base_name=ready.frozen.name if method.base is None else f"jointly trained {ready.frozen.name}",
-        base_fingerprint=base,
-        tokenizer_fingerprint=ready.frozen.tokenizer_fingerprint,
-        method=ready.recipe.method.name,
-        method_config={name: value for name, value in recipe["method"].items() if name != "name"},
-        provenance={
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "recipe": recipe,
-            "data": {
-                "task": recipe["data"]["task"],
-                "file": recipe["data"]["train"],
-                "rows": len(ready.rows),
-                "hashes": ready.data_hashes,
-            },
-            **{name: summary[name] for name in kept},
-        },
-        extra={} if method.head is None else {f"head.{name}": x.detach() for name, x in method.head.named_parameters()},
-    )

@@ -36,7 +36,7 @@ def shard_base(frozen: FrozenModel, device: torch.device, num: int) -> None:
     takes a root's parts only through the root. What is left (norms, tied embeddings) every process has whole.
     Raises :class:`UnsupportedModel` where there are no layers to be found.
     """
-    layers = frozen._layers
+    layers = frozen.layers
     if not layers:
         raise UnsupportedModel(f"{frozen.name} has no layers that can be sharded; leave training.shard_base out")
     mesh = init_device_mesh(device.type, (num,))
