@@ -10,7 +10,7 @@ SECONDS ?= 600
 # Processes that share the tests, one thread each: tiny models gain nothing by a second thread.
 WORKERS ?= 2
 
-.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-train bench-methods clean
+.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-train bench-methods tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -87,6 +87,11 @@ bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, en
 		$(BIN)/python benchmarks/methods.py $$table --json benchmarks/results/methods-$$table.json || exit 1; \
 	done
 	$(BIN)/python benchmarks/encoder_decoders.py --json benchmarks/results/encoder_decoders.json
+
+tables: models ## all sweeps of sweeps/ one after the other, in runs/tables (two days of one core)
+	$(BIN)/epigraph models fetch minilm
+	$(BIN)/epigraph sweep run sweeps --out runs/tables
+	$(BIN)/epigraph sweep show runs/tables
 
 clean: ## forget environments and outputs
 	rm -rf $(VENV) $(VERSIONS:%=.venv-%) $(DEMO) build
