@@ -86,7 +86,7 @@ def test_the_answer_is_the_label_of_the_likeliest_word(trained: Path, data: Path
 def test_evaluate_scores_labels(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows of one's own under an artifact with labels are labels too."""
     said = json.loads(printed(capsys, "evaluate", trained, "--data", data, "--precision", "fp32", "--json"))
-    assert set(said["scores"]) == {"accuracy", "macro_f1", "illegal_share"}
+    assert set(said["scores"]) == {"accuracy", "macro_f1", "illegal_share", "nll", "ece"}
     kept = json.loads((trained / "evaluations" / "after-test.json").read_text())
     predictions = [x["prediction"] for x in kept["examples"]]
     assert set(predictions) <= set(LABELS)

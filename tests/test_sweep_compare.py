@@ -7,7 +7,7 @@ import pytest
 
 from epigraph.errors import CountMismatch
 from epigraph.sweep.compare import advantage, joined, mean_interval
-from epigraph.tasks.bootstrap import Floats, Summed, compare
+from epigraph.tasks.bootstrap import BOOTSTRAP_SEED, NUM_RESAMPLES, Floats, Summed, compare
 
 
 def ratio(totals: Floats) -> Floats:
@@ -56,6 +56,20 @@ def test_runs_are_resampled_on_the_same_rows() -> None:
     assert thrice is not None
     assert thrice.interval == pytest.approx(once.interval)
     assert thrice.p_rows == once.p_rows
+
+
+def test_the_interval_over_rows_is_that_of_the_difference_of_means() -> None:
+    """The slow twin: each draw of rows by itself, scored run by run."""
+    pairs = [(rows(1, better=0.5), rows(4)), (rows(2), rows(5)), (rows(3, better=1.0), rows(6))]
+    found = advantage([(a.value, b.value) for a, b in pairs], pairs)
+    random = np.random.default_rng(BOOTSTRAP_SEED)
+    apart = []
+    for _ in range(NUM_RESAMPLES):
+        draw = random.integers(60, size=60)
+        scored = [[float(ratio(x.statistics[draw].sum(axis=0))) for x in pair] for pair in pairs]
+        apart.append(np.mean([own - other for own, other in scored]))
+    assert found is not None
+    assert found.interval == pytest.approx(tuple(np.percentile(apart, [2.5, 97.5])))
 
 
 def test_the_test_over_runs_is_the_paired_one() -> None:

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from epigraph.errors import BadRows, RecordsNotFound
 from epigraph.sweep.folder import RECORDS, SweepFolder
@@ -66,7 +67,7 @@ def _hold(path: Path, pipe: Connection) -> None:
 
 def test_a_claim_is_one_processs_and_free_again_once_it_is_killed(folder: SweepFolder) -> None:
     here, there = multiprocessing.Pipe()
-    other = multiprocessing.get_context("fork").Process(target=_hold, args=(folder.path, there))
+    other = multiprocessing.get_context("fork").Process(target=_hold, args=(folder.path, there), daemon=True)
     other.start()
     assert here.recv() is True
     with folder.claim("job") as is_mine, folder.claim("another") as is_mine_too:
@@ -90,6 +91,17 @@ def test_lines_of_processes_that_append_at_once_do_not_mix(folder: SweepFolder) 
     for writer in writers:
         writer.join()
     assert sorted(x["key"] for x in folder.records()) == sorted(f"{a}{b}" for a in "ab" for b in range(40))
+
+
+def test_a_line_waits_for_the_writer_before_it(folder: SweepFolder) -> None:
+    writer = multiprocessing.get_context("fork").Process(target=folder.append, args=({"key": "a"},), daemon=True)
+    with FileLock(folder.path / ".records.lock"):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        assert folder.records() == []
+    writer.join(30)
+    assert folder.records() == [{"key": "a"}]
 
 
 def test_predictions_come_back(folder: SweepFolder) -> None:

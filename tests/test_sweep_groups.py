@@ -62,11 +62,11 @@ test = "test.jsonl"
 [base.text]
 labels = ["even", "odd"]
 [[evaluate]]
-[[evaluate]]
 limit = 2
 num_beams = 2
 length_penalty = 0.8
 systems = ["bare"]
+[[evaluate]]
 [[ensembles]]
 system = "prompt"
 [[ensembles]]
@@ -85,8 +85,8 @@ def facts(folder: Path, name: str, rows: Sequence[object]) -> None:
     (folder / name).write_bytes(gzip.compress("".join(json.dumps(x) + "\n" for x in rows).encode()))
 
 
-def some(relation: str, words: str) -> list[dict[str, Any]]:
-    return [{"relation": relation, "sub_label": f"{x}{x}", "obj_label": x} for x in words]
+def some(relation: str, words: str, length: int = 2) -> list[dict[str, Any]]:
+    return [{"relation": relation, "sub_label": x * length, "obj_label": x} for x in words]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(folder / "model")
     lama = folder / "lama"
     facts(lama, "relations.jsonl.gz", [{"relation": x, "template": "[X]=[Y]"} for x in RELATIONS])
-    facts(lama, "trex_train.jsonl.gz", some("P19", "ABCD") + some("P103", "EFGH"))
+    facts(lama, "trex_train.jsonl.gz", some("P19", "ABCD") + some("P103", "EFGH", 5))
     facts(lama, "trex_dev.jsonl.gz", some("P19", "AB") + some("P103", "EF"))
     facts(lama, "trex_test.jsonl.gz", some("P19", "ABC") + some("P103", "EFGHABCDE"))
     rows = [{"source": str(x), "target": "odd" if x % 2 else "even"} for x in range(12)]
@@ -185,22 +185,15 @@ def test_the_cost_of_all_comes_first_with_a_total(tmp_path: Path, capsys: pytest
 
 def test_a_later_task_costs_what_its_rows_are_longer(tmp_path: Path) -> None:
     sweeps = []
-    for number, member in enumerate(members_of([Path("specs/b-lama.toml")], tmp_path)):
+    for member in members_of([Path("specs/b-lama.toml")], tmp_path):
         plan, folder = Plan(member.spec), SweepFolder(member.folder)
         folder.make(member.path, member.task)
         sweeps.append((member.path, Sweep(plan=plan, inputs=read_inputs(plan), folder=folder)))
-        assert sweeps[-1][1].inputs.length == 3.0, number
-    first, second = all_costs(sweeps, ["untouched"])
-    paces = groups.paces_by(
-        sweeps[1][1].plan,
-        sweeps[1][1].folder,
-        groups.paces(sweeps[0][1].plan, sweeps[0][1].folder, "cpu", ["untouched"]),
-        2.0,
-    )
-    alone = groups.paces(sweeps[0][1].plan, sweeps[0][1].folder, "cpu", ["untouched"])
-    assert paces["untouched"].rows[0] == pytest.approx(2 * alone["untouched"].rows[0])
-    rows = alone["untouched"].rows[0]
-    assert second[0].seconds_left - first[0].seconds_left == pytest.approx((9 - 3) * rows)
+    assert [x.inputs.length for _, x in sweeps] == [3.0, 6.0]
+    [[first], [second]] = all_costs(sweeps, ["untouched"])
+    [pace] = groups.paces(sweeps[0][1].plan, sweeps[0][1].folder, "cpu", ["untouched"]).values()
+    # 3 test facts of the one, 9 of the other, whose training pairs are twice as long; loading takes what it takes.
+    assert second.seconds_left - first.seconds_left == pytest.approx((2 * 9 - 3) * pace.rows[0])
 
 
 def test_most_jobs_are_counted_over_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,7 +279,7 @@ def test_an_ensemble_answers_as_its_members_do_together(tmp_path: Path) -> None:
     records = {x["system"]: x for x in folder.records()}
     for name, mean in ((GEOMETRIC, "geometric"), (MAJORITY, "majority")):
         ensemble = opened.tuned.ensemble(runs[2], runs[3], mean=mean)  # type: ignore[arg-type]
-        task, rows = results(folder.path)._scored_rows(0, records[name]["evaluations"][0]["data"])
+        task, rows = results(folder.path)._scored_rows(1, records[name]["evaluations"][0]["data"])
         said = opened.evaluate(task, rows, ensemble=ensemble)
         assert folder.read_predictions(records[name]["key"])[0][1] == list(said.predictions)
         assert records[name]["evaluations"][0]["scores"] == pytest.approx(dict(said.scores.values))
@@ -307,7 +300,7 @@ def test_members_stay_until_they_have_been_asked_together(both: Path, tmp_path: 
 
 def test_the_table_has_the_best_member_and_the_ensembles(both: Path) -> None:
     found = results(both / "labels")
-    rows = {row.system: row for row in found.tables()[0].rows}
+    rows = {row.system: row for row in found.tables()[1].rows}
     assert list(rows) == ["prompt", "bare", GEOMETRIC, MAJORITY]
     assert rows["prompt"].best == max(rows["prompt"].values)
     assert rows["bare"].best is None
@@ -316,7 +309,7 @@ def test_the_table_has_the_best_member_and_the_ensembles(both: Path) -> None:
     # Votes are counts and no probabilities.
     assert [row.system for row in nll.rows] == ["prompt", "bare", GEOMETRIC]
     assert nll.rows[0].best == min(nll.rows[0].values)
-    [against] = found.tables(["accuracy"], "prompt")[:1]
+    against = found.tables(["accuracy"], "prompt")[1]
     by_name = {row.system: row.advantage for row in against.rows}
     together = by_name[GEOMETRIC]
     assert together is not None
@@ -344,9 +337,10 @@ def test_an_evaluation_of_some_systems_scores_no_other(both: Path) -> None:
         GEOMETRIC: 1,
         MAJORITY: 1,
     }
-    assert records["bare"]["evaluations"][1]["decoding"]["length_penalty"] == 0.8
+    assert records["bare"]["evaluations"][0]["decoding"]["length_penalty"] == 0.8
     first, second = results(both / "labels").tables()
-    assert [row.system for row in second.rows] == ["bare"]
-    assert second.evaluation == "own rows, test, first 2, 2 beams, length penalty 0.8"
-    assert second.rows[0].mean == records["bare"]["evaluations"][1]["scores"]["accuracy"]
-    assert len(first.rows) == 4
+    assert [row.system for row in first.rows] == ["bare"]
+    assert first.evaluation == "own rows, test, first 2, 2 beams, length penalty 0.8"
+    assert first.rows[0].mean == records["bare"]["evaluations"][0]["scores"]["accuracy"]
+    assert [row.system for row in second.rows] == ["prompt", "bare", GEOMETRIC, MAJORITY]
+    assert second.rows[2].mean == records[GEOMETRIC]["evaluations"][0]["scores"]["accuracy"]

@@ -423,6 +423,7 @@ def test_a_pair_is_the_same_draw_and_seed(whole: Path) -> None:
             ]
             assert row.advantage is not None
             assert row.advantage.value == pytest.approx(sum(own) / 4)
+            assert row.advantage.num_pairs == 4
     assert "| ---" in markdown(to_json(table))
 
 

@@ -142,7 +142,7 @@ def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:
             file.partition(".")[0]: out / file,
             "size": f"{show.size((out / file).stat().st_size)}, {summary['num_virtual_tokens']} virtual tokens",
             "trained numbers": f"{summary['trained_numbers']:,} ({summary['stored_numbers']:,} stored), "
-            f"{summary['trained_numbers'] / summary['model_parameters']:.2%} of the model's",
+            f"{100 * summary['trained_numbers'] / summary['model_parameters']:.2g} % of the model's",
             "steps": f"{summary['steps']} (kept: step {summary['kept_step']}{_taken_up(summary)})",
             "development": ", ".join(f"{name} {value:.4g}" for name, value in summary["dev"].items()) or "none",
             "time": f"{summary['seconds']:.0f} s",

@@ -18,7 +18,9 @@ METRICS = {
     "ser": "SER",
     "f1": "F1",
 }
-LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ter", "ser", "ser_missing", "ser_wrong", "ser_added"})
+LOWER_IS_BETTER = frozenset(
+    {"loss", "perplexity", "nll", "ece", "illegal_share", "ter", "ser", "ser_missing", "ser_wrong", "ser_added"}
+)
 
 
 def count(value: int) -> str:

@@ -14,7 +14,7 @@ from epigraph.sweep.plan import Job, Plan, check_search, digest
 from epigraph.sweep.spec import EvaluatePart, Spec
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, find
-from epigraph.train.prepare import find_task
+from epigraph.train.prepare import DEV_SPLIT, find_task
 from epigraph.train.recipe import Recipe
 
 
@@ -47,12 +47,12 @@ def read_inputs(plan: Plan) -> Inputs:
     """Read all rows and hash them. Raises what reading them raises, before anything is trained."""
     recipe = plan.job(next(iter(plan.spec.systems))).recipe
     task, data = find_task(recipe), recipe.data
-    named = "dev_split" in data.model_fields_set
-    has_dev = data.dev_share is not None or named or data.dev_split in task.splits
+    dev_split = data.dev_split or DEV_SPLIT
+    has_dev = data.dev_share is not None or data.dev_split is not None or dev_split in task.splits
     check_search(plan, has_dev=has_dev, metrics=task.better_when_higher)
     splits = {"train": data.train_split}
     if has_dev and data.dev_share is None:
-        splits["dev"] = data.dev_split
+        splits["dev"] = dev_split
     read = {name: task.load(split) for name, split in splits.items()}
     scored = [rows_of(part, recipe) for part in plan.spec.evaluate]
     base = recipe_model(plan.spec)

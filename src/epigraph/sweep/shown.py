@@ -20,7 +20,7 @@ Found = Mapping[str, Any]
 
 def is_lower_better(metric: str) -> bool:
     """Whether a lower value of the metric is a better one."""
-    return metric.lower() in LOWER_IS_BETTER | {"nll", "ece", "illegal_share"}
+    return metric.lower() in LOWER_IS_BETTER
 
 
 def summary(results: Results, tables: Sequence[Table]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class DataPart(Part):
     dev: Path | None = None
     test: Path | None = None
     train_split: str = "train"
-    dev_split: str = "dev"
+    dev_split: str | None = None
     limit: Positive | None = None
     draw: NonNegative | None = None
     dev_limit: Positive = 64

@@ -18,6 +18,8 @@ from epigraph.train.recipe import Recipe
 from epigraph.train.sharding import shard_base
 from epigraph.train.tensorboard import board_class
 
+# Where development rows come from unless the recipe names a split; a task may have none of that name.
+DEV_SPLIT = "dev"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -106,8 +108,8 @@ def _drawn(recipe: Recipe, task: Task) -> tuple[list[Example], list[Example]]:
     seed = recipe.training.seed if data.draw is None else data.draw
     pairs = draw_pairs(examples, data.limit, seed)
     if data.dev_share is None:
-        named = "dev_split" in data.model_fields_set
-        return pairs, task.load(data.dev_split) if named or data.dev_split in task.splits else []
+        split = data.dev_split or DEV_SPLIT
+        return pairs, task.load(split) if data.dev_split or split in task.splits else []
     if data.limit is None:
         raise BadValue("data.dev_share is a share of data.limit, which is not given; give both")
     taken = {pair.source for pair in pairs}
