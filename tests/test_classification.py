@@ -21,8 +21,8 @@ from epigraph.tasks.base import Example
 from epigraph.tasks.bootstrap import BOOTSTRAP_SEED, NUM_RESAMPLES
 from epigraph.tasks.catalogue import find, own_data
 from epigraph.tasks.choice_metrics import score_labels
-from epigraph.tasks.classification import SENTIMENTS, TASKS, TOPICS, TREC_LABELS, TREC_WORDS, is_held_out
-from epigraph.tasks.lines import read_records
+from epigraph.tasks.classification import SENTIMENTS, TASKS, TOPICS, TREC_LABELS, TREC_WORDS
+from epigraph.tasks.lines import is_held_out, read_records
 
 LABELS = ("a", "b", "c")
 PAGE = Path(__file__).parents[1] / "docs" / "data.md"

@@ -5,19 +5,17 @@ It knows files and words for the tasks; it knows no model and no tokenizer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from epigraph.errors import BadRows
 from epigraph.tasks.base import Example, Loader, Task
 from epigraph.tasks.choice_metrics import LABELS_BETTER_WHEN_HIGHER, score_labels
-from epigraph.tasks.faults import Fault, missing, shown, text_faults
+from epigraph.tasks.faults import Fault, shown
 from epigraph.tasks.fetch import SPLITS, find_file, found_files
-from epigraph.tasks.lines import json_lines, read_records, read_whole, report
+from epigraph.tasks.lines import field_faults, is_held_out, read_checked, read_records
 
 TREC_LABELS = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 TREC_WORDS = ("abbreviation", "description", "entity", "person", "location", "number")
@@ -30,10 +28,7 @@ AGNEWS_FILES: Mapping[str, str] = MappingProxyType(
     {"train": "train_subset.jsonl.gz", "dev": "train_subset.jsonl.gz", "test": "test.jsonl.gz"}
 )
 
-Check = Callable[[Mapping[str, Any]], Iterator[Fault]]
 
-# One training text in so many is a development text.
-_DEV_SHARE = 10
 _HELD_OUT = {"train": "train.jsonl.gz", "dev": "train.jsonl.gz", "test": "test.jsonl.gz"}
 _OWN_FILES = {split: f"{split}.jsonl.gz" for split in SPLITS}
 
@@ -137,42 +132,6 @@ def read_numbered(path: Path, fields: Sequence[str], labels: Sequence[str]) -> l
         path, f"an object with {', '.join(fields)}, label", partial(_numbered_faults, fields=fields, labels=labels)
     )
     return [{name: row[name] for name in fields} | {"label": labels[row["label"]]} for row in rows]
-
-
-def read_checked(path: Path, expected: str, check: Check) -> list[dict[str, Any]]:
-    """Every row of a ``.jsonl`` or ``.jsonl.gz`` file, an object that ``check`` finds nothing wrong with.
-
-    ``expected`` says in words what a row is. Raises :class:`BadRows` with all bad rows or for a file without any, and
-    :class:`DataNotFound`.
-    """
-    rows: list[dict[str, Any]] = []
-    faults: list[tuple[int, Fault]] = []
-    for line, row in json_lines(read_whole(path, zipped=path.name.endswith(".gz")), expected):
-        if isinstance(row, dict):
-            found = list(check(row))
-            rows.append(row)
-        else:
-            found = [row if isinstance(row, Fault) else Fault(where="row", got=shown(row), expected=expected)]
-        faults += ((line, fault) for fault in found)
-    if faults:
-        raise BadRows(report(path, faults))
-    if not rows:
-        raise BadRows(f"no rows in {path}: got an empty file, expected one row a line: {expected}")
-    return rows
-
-
-def field_faults(row: Mapping[str, Any], fields: Sequence[str], prefix: str = "") -> Iterator[Fault]:
-    """What is wrong with ``fields`` of ``row``, each of which has to be text that is not empty."""
-    for name in fields:
-        if name in row:
-            yield from text_faults(row[name], f"{prefix}{name}")
-        else:
-            yield missing(f"{prefix}{name}", "text")
-
-
-def is_held_out(text: str) -> bool:
-    """Whether a training row is held out for development: by its text alone, so that no text is on both sides."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()) % _DEV_SHARE == 0
 
 
 def _task(

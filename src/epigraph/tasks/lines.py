@@ -6,16 +6,23 @@ The files are untrusted. This module does not know what the lines mean.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from epigraph.errors import BadRows, DataNotFound
 from epigraph.tasks.faults import Fault, missing, quoted, shown, text_faults
 
 MAX_PRINTED_FAULTS = 50
+# Where a set has no development rows, one training row in so many is one.
+DEV_SHARE = 10
+
+Check = Callable[[dict[str, Any]], Iterator[Fault]]
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -26,40 +33,55 @@ def read_records(
 ) -> list[dict[str, str]]:
     """Every row of a ``.jsonl`` or ``.jsonl.gz`` file as its ``fields``, each a text; other fields are dropped.
 
-    ``one_of`` names the texts that a field may have. Raises :class:`BadRows` with all bad rows or for a file without
-    any, and :class:`DataNotFound`.
+    ``one_of`` names the texts that a field may have. Raises what :func:`read_checked` raises.
     """
-    expected = f"an object with {', '.join(fields)}"
-    records: list[dict[str, str]] = []
+    check = partial(field_faults, fields=fields, one_of=one_of)
+    rows = read_checked(path, f"an object with {', '.join(fields)}", check)
+    return [{name: row[name] for name in fields} for row in rows]
+
+
+def read_checked(path: Path, expected: str, check: Check) -> list[dict[str, Any]]:
+    """Every row of a ``.jsonl`` or ``.jsonl.gz`` file, an object that ``check`` finds nothing wrong with.
+
+    ``expected`` says in words what a row is. Raises :class:`BadRows` with all bad rows or for a file without any, and
+    :class:`DataNotFound`.
+    """
+    rows: list[dict[str, Any]] = []
     faults: list[tuple[int, Fault]] = []
     for line, row in json_lines(read_whole(path, zipped=path.name.endswith(".gz")), expected):
-        found = list(_record_faults(row, fields, one_of, expected))
+        if isinstance(row, dict):
+            found = list(check(row))
+            rows.append(row)
+        else:
+            found = [row if isinstance(row, Fault) else Fault(where="row", got=shown(row), expected=expected)]
         faults += ((line, fault) for fault in found)
-        if not found and isinstance(row, dict):
-            records.append({name: row[name] for name in fields})
     if faults:
         raise BadRows(report(path, faults))
-    if not records:
+    if not rows:
         raise BadRows(f"no rows in {path}: got an empty file, expected one row a line: {expected}")
-    return records
+    return rows
 
 
-def _record_faults(
-    row: object, fields: Sequence[str], one_of: Mapping[str, Sequence[str]], expected: str
+def field_faults(
+    row: Mapping[str, Any],
+    fields: Sequence[str],
+    prefix: str = "",
+    one_of: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Iterator[Fault]:
-    if isinstance(row, Fault):
-        yield row
-        return
-    if not isinstance(row, dict):
-        yield Fault(where="row", got=shown(row), expected=expected)
-        return
+    """What is wrong with ``fields`` of ``row``: each has to be text that is not empty, or ``one_of`` some."""
     for name in fields:
         if name not in row:
-            yield missing(name, "text")
+            yield missing(f"{prefix}{name}", "text")
         elif name in one_of and row[name] not in one_of[name]:
-            yield Fault(where=f"field {name}", got=shown(row[name]), expected=f"one of {', '.join(one_of[name])}")
+            expected = f"one of {', '.join(one_of[name])}"
+            yield Fault(where=f"field {prefix}{name}", got=shown(row[name]), expected=expected)
         else:
-            yield from text_faults(row[name], name)
+            yield from text_faults(row[name], f"{prefix}{name}")
+
+
+def is_held_out(text: str, one_in: int = DEV_SHARE) -> bool:
+    """Whether a training row is held out for development: by its text alone, so that no text is on both sides."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()) % one_in == 0
 
 
 def read_whole(path: Path, *, zipped: bool) -> bytes:

@@ -17,9 +17,9 @@ from typing import Any
 from epigraph.errors import BadRows, DataNotFound
 from epigraph.tasks.base import Example, Loader, Task
 from epigraph.tasks.choice_metrics import LABELS_BETTER_WHEN_HIGHER, score_labels
-from epigraph.tasks.classification import field_faults, is_held_out, read_checked
 from epigraph.tasks.faults import Fault, missing, shown, text_faults
 from epigraph.tasks.fetch import find_file, found_files
+from epigraph.tasks.lines import field_faults, is_held_out, read_checked
 from epigraph.tasks.qa_metrics import QA_BETTER_WHEN_HIGHER, score_squad, spaced
 
 INPUT_TEMPLATE = "question: {question} context: {source}\n"

@@ -12,12 +12,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from epigraph.errors import BadRows, BadValue, DataNotFound
 from epigraph.tasks.base import Example, Loader, Task
 from epigraph.tasks.faults import Fault, quoted, shown
 from epigraph.tasks.fetch import SPLITS, find_file, found_files
-from epigraph.tasks.lines import json_lines, read_records, read_whole, report
+from epigraph.tasks.lines import read_checked, read_records
 from epigraph.tasks.rouge import BETTER_WHEN_HIGHER, HEADLINE, score_rouge
 
 # Li & Liang 2021 cut sources to 512 tokens; 60 is from their code.
@@ -285,15 +286,11 @@ def _load_annotated() -> list[Example]:
 
 def _extra_references(path: Path) -> list[tuple[str, ...]]:
     """The annotators' subjects, row by row; the rows' other fields have been looked at already."""
-    found: list[tuple[str, ...]] = []
-    faults: list[tuple[int, Fault]] = []
-    for line, row in json_lines(read_whole(path, zipped=True), "an object"):
-        texts = row.get("extra_references") if isinstance(row, dict) else None
-        if isinstance(texts, list) and all(isinstance(x, str) and x.strip() for x in texts):
-            found.append(tuple(texts))
-        else:
-            fault = Fault(where="field extra_references", got=shown(texts), expected="a list of texts")
-            faults.append((line, fault))
-    if faults:
-        raise BadRows(report(path, faults))
-    return found
+    rows = read_checked(path, "an object with extra_references", _extra_faults)
+    return [tuple(row["extra_references"]) for row in rows]
+
+
+def _extra_faults(row: Mapping[str, Any]) -> Iterator[Fault]:
+    texts = row.get("extra_references")
+    if not isinstance(texts, list) or not all(isinstance(x, str) and x.strip() for x in texts):
+        yield Fault(where="field extra_references", got=shown(texts), expected="a list of texts")

@@ -5,7 +5,6 @@ It knows files and words for the tasks; it knows no model and no tokenizer.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from types import MappingProxyType
 
 from epigraph.tasks.base import Example, Scorer, Task
 from epigraph.tasks.fetch import find_file, found_files
+from epigraph.tasks.lines import is_held_out
 from epigraph.tasks.superglue_metrics import (
     COPA_LABELS,
     HEADLINES,
@@ -154,7 +154,7 @@ def load(name: str, split: str) -> list[Example]:
     files = FILES[name]
     rows = read_lines(find_file("superglue", _file(name, split)), files.line)
     if split in ("train", "dev"):
-        rows = [x for x in rows if _is_held_out(x.held_out_by, files.dev_share) == (split == "dev")]
+        rows = [x for x in rows if is_held_out(x.held_out_by, files.dev_share) == (split == "dev")]
     return [x.example for x in rows if x.is_lesson or split not in LESSONS]
 
 
@@ -165,8 +165,3 @@ def files_here(name: str) -> dict[str, str]:
 
 def _file(name: str, split: str) -> str:
     return f"{FILES[name].folder}/{_FILES[split]}.jsonl.gz"
-
-
-def _is_held_out(text: str, dev_share: int) -> bool:
-    """Whether rows of this text are development rows: by the text alone, so that none is on both sides."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()) % dev_share == 0

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from epigraph.errors import BadRows, DataNotFound
+from epigraph.errors import DataNotFound
 from epigraph.tasks.base import Example, Loader, Task
 from epigraph.tasks.faults import Fault, missing, shown, text_faults
 from epigraph.tasks.fetch import find_file, found_files
-from epigraph.tasks.lines import json_lines, read_whole, report
+from epigraph.tasks.lines import read_checked
 from epigraph.tasks.translation import BETTER_WHEN_HIGHER, DART_SCRIPT, WEBNLG_SCRIPT, score_translation
 
 Triple = tuple[str, str, str]
@@ -155,7 +155,7 @@ def _webnlg_as_in_dart() -> list[Example]:
 
 def _e2e_as_in_dart() -> list[Example]:
     path = find_file("e2e", "train.jsonl.gz")
-    rows = _records(path, _table_faults, "an object with slots and references")
+    rows = read_checked(path, "an object with slots and references", _table_faults)
     return [_example(dart_source(triples), row["references"]) for row in rows if (triples := e2e_triples(row["slots"]))]
 
 
@@ -170,27 +170,7 @@ def _triples(row: Mapping[str, Any]) -> list[Triple]:
 
 def _read(path: Path, *, sources: bool = False) -> list[dict[str, Any]]:
     """Rows with ``triples``, ``references`` and, where ``sources`` are asked for, one source a reference."""
-    return _records(path, _sourced_faults if sources else _entry_faults, _SHAPE)
-
-
-def _records(
-    path: Path, faults_of: Callable[[Mapping[str, Any]], Iterator[Fault]], expected: str
-) -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = []
-    faults: list[tuple[int, Fault]] = []
-    for line, row in json_lines(read_whole(path, zipped=path.name.endswith(".gz")), expected):
-        if isinstance(row, dict):
-            records.append(row)
-            faults += ((line, fault) for fault in faults_of(row))
-        else:
-            faults.append(
-                (line, row if isinstance(row, Fault) else Fault(where="row", got=shown(row), expected=expected))
-            )
-    if faults:
-        raise BadRows(report(path, faults))
-    if not records:
-        raise BadRows(f"no rows in {path}: got an empty file, expected one row a line: {expected}")
-    return records
+    return read_checked(path, _SHAPE, _sourced_faults if sources else _entry_faults)
 
 
 def _entry_faults(row: Mapping[str, Any]) -> Iterator[Fault]:
