@@ -21,6 +21,7 @@ from epigraph.bench.sides import Ours, Side, Theirs
 from epigraph.frozen.batch import Batch, num_scored
 from epigraph.frozen.inputs import fill_token
 from epigraph.methods.bare import Bare
+from epigraph.train.baselines.peft_peers import wrapped
 from epigraph.train.batches import endless
 from epigraph.train.build import make_method
 from epigraph.train.loop import dev_loss
@@ -148,7 +149,7 @@ def _prefixes(job: Job) -> Sides:
 def _prompts(job: Job) -> Sides:
     ready = job.with_method(name="prompt-tuning", num_virtual_tokens=PROMPT_LENGTH)
     yield Ours(ready.frozen, make_method(ready), LR, name="prompt-tuning, epigraph"), job.batches()
-    made = peers.wrapped(job.plain(), "PromptTuning", num_virtual_tokens=PROMPT_LENGTH)
+    made = wrapped(job.plain(), "PromptTuning", num_virtual_tokens=PROMPT_LENGTH)
     yield Theirs("prompt-tuning, PEFT", made, LR), job.batches()
 
 
@@ -156,7 +157,7 @@ def _p_tuning(job: Job) -> Sides:
     ready = job.with_method(name="p-tuning", num_virtual_tokens=PROMPT_LENGTH)
     yield Ours(ready.frozen, make_method(ready), LR, name="p-tuning (LSTM), epigraph"), job.batches(rows=ready.rows)
     options = {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": ready.frozen.geometry.embedding_dim}
-    made = peers.wrapped(job.plain(), "PromptEncoder", num_virtual_tokens=PROMPT_LENGTH, **options)
+    made = wrapped(job.plain(), "PromptEncoder", num_virtual_tokens=PROMPT_LENGTH, **options)
     yield Theirs("p-tuning (LSTM), PEFT", made, LR), job.batches()
 
 

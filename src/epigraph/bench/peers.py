@@ -5,7 +5,6 @@ The only place that knows PEFT, which `pip install 'epigraph[bench]'` brings. Le
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -24,6 +23,7 @@ from epigraph.frozen.resolve import resolve
 from epigraph.methods.bare import Bare
 from epigraph.methods.base import flatten, unflatten
 from epigraph.methods.weights import Weights
+from epigraph.train.baselines.peft_peers import wrapped
 from epigraph.virtual import KVPrefix
 
 LORA_RANK = 8
@@ -40,17 +40,6 @@ def plain_model(name: str, frozen: FrozenModel) -> nn.Module:
     model, _ = load(resolve(name), frozen.model.dtype)
     moved: nn.Module = model.to(frozen.device)  # type: ignore[arg-type]
     return moved.requires_grad_(False)
-
-
-def wrapped(model: nn.Module, kind: str, **options: Any) -> nn.Module:
-    """PEFT's ``PrefixTuningConfig`` and the like (``kind`` without ``Config``) around ``model``."""
-    import peft
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", **options)
-        made: nn.Module = peft.get_peft_model(model, config)
-    return made
 
 
 def prefix_side(model: nn.Module, first: KVPrefix, lr: float, name: str = "PEFT") -> Theirs:

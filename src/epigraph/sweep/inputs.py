@@ -14,7 +14,7 @@ from epigraph.sweep.plan import Job, Plan, check_search, digest
 from epigraph.sweep.spec import EvaluatePart, Spec
 from epigraph.tasks.base import Example, Task
 from epigraph.tasks.catalogue import data_hash, find
-from epigraph.train.prepare import DEV_SPLIT, find_task
+from epigraph.train.prepare import dev_split, find_task
 from epigraph.train.recipe import Recipe
 
 
@@ -47,12 +47,11 @@ def read_inputs(plan: Plan) -> Inputs:
     """Read all rows and hash them. Raises what reading them raises, before anything is trained."""
     recipe = plan.job(next(iter(plan.spec.systems))).recipe
     task, data = find_task(recipe), recipe.data
-    dev_split = data.dev_split or DEV_SPLIT
-    has_dev = data.dev_share is not None or data.dev_split is not None or dev_split in task.splits
-    check_search(plan, has_dev=has_dev, metrics=task.better_when_higher)
+    dev = dev_split(recipe, task)
+    check_search(plan, has_dev=data.dev_share is not None or dev is not None, metrics=task.better_when_higher)
     splits = {"train": data.train_split}
-    if has_dev and data.dev_share is None:
-        splits["dev"] = dev_split
+    if dev is not None and data.dev_share is None:
+        splits["dev"] = dev
     read = {name: task.load(split) for name, split in splits.items()}
     scored = [rows_of(part, recipe) for part in plan.spec.evaluate]
     base = recipe_model(plan.spec)

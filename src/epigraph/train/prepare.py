@@ -98,6 +98,12 @@ def _prepare(recipe: Recipe, device: str, processes: Processes) -> Prepared:
     )
 
 
+def dev_split(recipe: Recipe, task: Task) -> str | None:
+    """The split of ``task`` that development rows come from, unless they are a share of the training pairs; None where
+    the recipe names none and the task has no ``dev``."""
+    return recipe.data.dev_split or (DEV_SPLIT if DEV_SPLIT in task.splits else None)
+
+
 def _drawn(recipe: Recipe, task: Task) -> tuple[list[Example], list[Example]]:
     """Training pairs and development examples.
 
@@ -108,8 +114,8 @@ def _drawn(recipe: Recipe, task: Task) -> tuple[list[Example], list[Example]]:
     seed = recipe.training.seed if data.draw is None else data.draw
     pairs = draw_pairs(examples, data.limit, seed)
     if data.dev_share is None:
-        split = data.dev_split or DEV_SPLIT
-        return pairs, task.load(split) if data.dev_split or split in task.splits else []
+        split = dev_split(recipe, task)
+        return pairs, [] if split is None else task.load(split)
     if data.limit is None:
         raise BadValue("data.dev_share is a share of data.limit, which is not given; give both")
     taken = {pair.source for pair in pairs}

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from epigraph.errors import BadValue
 from epigraph.methods.weights import Weights
@@ -49,7 +49,9 @@ class Peer:
 
     def __init__(self, frozen: FrozenModel, config: PeftPart) -> None:
         self.frozen, self.config = frozen, config
-        self.model = _wrapped(frozen, config)
+        own = {"encoder_hidden_size": frozen.geometry.embedding_dim} if config.name == "peft-p-tuning" else {}
+        kind, count = CONFIGS[config.name], config.num_virtual_tokens
+        self.model: Any = wrapped(frozen.model, kind, num_virtual_tokens=count, **own).eval()
 
     def losses(self, batch: Batch) -> Tensor:
         """``[S]`` float32, from padded rows and all their logits, as PEFT's users train."""
@@ -128,15 +130,15 @@ def make(ready: Prepared) -> Weights:
     return method
 
 
-def _wrapped(frozen: FrozenModel, config: PeftPart) -> Any:
+def wrapped(model: nn.Module, kind: str, **options: Any) -> nn.Module:
+    """PEFT's ``PrefixTuningConfig`` and the like (``kind`` without ``Config``) around ``model``."""
     import peft
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kind = getattr(peft, f"{CONFIGS[config.name]}Config")
-        options = {"encoder_hidden_size": frozen.geometry.embedding_dim} if config.name == "peft-p-tuning" else {}
-        made = kind(task_type="CAUSAL_LM", num_virtual_tokens=config.num_virtual_tokens, **options)
-        return peft.get_peft_model(frozen.model, made).eval()
+        config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", **options)
+        made: nn.Module = peft.get_peft_model(model, config)
+    return made
 
 
 def _read_text(peer: Peer, config: PeftPart, text: str) -> None:
