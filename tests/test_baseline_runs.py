@@ -211,7 +211,7 @@ def test_the_command_trains_and_evaluates_as_in_process(
     words = ["train", "--model", models["llama"], "--data", sums, "--method", "adapter", "--steps", 4, "--out", out]
     said = printed(capsys, *words, "--precision", "fp32", "--lr", LR, "method.bottleneck=4")
     assert "baseline" in said
-    assert "1.68% of the model's" in said
+    assert "1.7 % of the model's" in said
     assert call(*words) == 2, "it is not written over"
     record = json.loads(printed(capsys, "evaluate", out, "--data", sums, "--precision", "fp32", "--json"))
     opened = open_run(out)
