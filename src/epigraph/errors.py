@@ -31,6 +31,13 @@ EpigraphError
     ├── CannotLower                a soft prompt that keys and values cannot stand for, with the reason
     ├── OutputExists               a file or folder is in the way and would be lost
     ├── TrainingFailed             the loss stopped being a number
+    ├── EngineError
+    │   ├── PrefixNotFound         no prefix of that name in the folder that an engine serves
+    │   ├── BadClaim               a request that names a prefix in a way that no engine can follow
+    │   ├── SaltMismatch           a request whose cache salt is not that of the prefix it names
+    │   ├── CannotServe            virtual tokens, or a setting, that an engine cannot serve exactly
+    │   ├── EngineUnavailable      the engine is not installed here, or did not start
+    │   └── RequestFailed          the engine ended a request without an answer
     ├── RunError
     │   ├── NothingToResume        no checkpoint, or none that is whole
     │   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
@@ -175,6 +182,34 @@ class OutputExists(UserError):
 
 class TrainingFailed(UserError):
     """The loss stopped being a number."""
+
+
+class EngineError(UserError):
+    """About serving."""
+
+
+class PrefixNotFound(EngineError):
+    """No prefix of that name in the folder that an engine serves."""
+
+
+class BadClaim(EngineError):
+    """A request that names a prefix in a way that no engine can follow."""
+
+
+class SaltMismatch(EngineError):
+    """A request whose cache salt is not that of the prefix it names; the message holds no salt."""
+
+
+class CannotServe(EngineError):
+    """Virtual tokens, or a setting, that an engine cannot serve exactly; the message names the reason."""
+
+
+class EngineUnavailable(EngineError):
+    """The engine is not installed here, or did not start."""
+
+
+class RequestFailed(EngineError):
+    """The engine ended a request without an answer."""
 
 
 class RunError(UserError):

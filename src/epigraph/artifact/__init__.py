@@ -16,7 +16,7 @@ from epigraph.artifact.writer import save
 from epigraph.errors import NotAnArtifact
 from epigraph.virtual import SoftPrompt
 
-__all__ = ["FILE_NAME", "MAX_FILE_BYTES", "Artifact", "find", "inspect", "load", "save"]
+__all__ = ["FILE_NAME", "MAX_FILE_BYTES", "Artifact", "find", "inspect", "load", "read", "save"]
 
 FILE_NAME = "artifact.safetensors"
 
