@@ -49,6 +49,10 @@ class Claim(BaseModel):
     content_hash: _Digest
     geometry: _Digest
 
+    def __hash__(self) -> int:
+        # Claims are keys of every step: a string's hash is remembered, a model's is not.
+        return hash(self.content_hash)
+
     @property
     def label(self) -> str:
         """What messages call it."""

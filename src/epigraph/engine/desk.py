@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from epigraph.engine.claim import Claim
 
-# Contents that were refused are remembered for those who wait for the answer; no more than these.
-_MOST_REFUSALS = 4_096
+# What was refused is remembered for those who wait for the answer, as long as there are no more books than these.
+_MOST_BOOKS = 4_096
 
 Key = Claim
 
@@ -153,7 +153,7 @@ class Desk:
         if book is None:
             return self._order(key, self._bytes_per_token * key.num_virtual_tokens)
         if book.good is not None and book.good >= fresh:
-            if book.pending is None and self._clock() - book.good > self._recheck_seconds / 2:
+            if book.pending is None and 0 < self._recheck_seconds / 2 < self._clock() - book.good:
                 # Looked at again before it is too old, so that nobody has to wait for the answer.
                 self._ask(key, book)
             return Matched(num_tokens=max(0, key.num_virtual_tokens - num_local))
@@ -169,15 +169,15 @@ class Desk:
                 reason=f"prefix {key.label} takes {num_bytes} bytes, the engine holds {self._cache_bytes} in all; "
                 "raise cache_bytes"
             )
-        book = self._books.get(key)
-        missing = num_bytes - (0 if book is None else book.num_bytes)
-        if not self._make_room(missing):
-            return Wait()
-        if book is None:
-            book = self._books[key] = _Book(num_bytes=0)
-        book.num_bytes += missing
-        self.num_bytes += missing
-        self._ask(key, book)
+        # Taken out meanwhile, so that no room is made of the book itself.
+        book = self._books.pop(key, None) or _Book(num_bytes=0)
+        missing = num_bytes - book.num_bytes
+        has_room = self._make_room(missing)
+        self._books[key] = book
+        if has_room:
+            book.num_bytes += missing
+            self.num_bytes += missing
+            self._ask(key, book)
         return Wait()
 
     def _ask(self, key: Key, book: _Book) -> None:
@@ -185,16 +185,20 @@ class Desk:
         self._slip.orders.append(key)
 
     def _make_room(self, num_bytes: int) -> bool:
-        free = (
-            (key, book) for key, book in list(self._books.items()) if book.pending is None and key not in self._used
-        )
-        for key, book in free:
-            is_full = self.num_bytes + num_bytes > self._cache_bytes
-            if not is_full and len(self._books) < _MOST_REFUSALS:
+        """Whether so many bytes fit, after what is not needed has gone."""
+        if self._fits(num_bytes) and len(self._books) < _MOST_BOOKS:
+            return True
+        for key, book in list(self._books.items()):
+            # Down to half, so that not every order has to clear up.
+            if self._fits(num_bytes) and len(self._books) < _MOST_BOOKS // 2:
                 break
-            if is_full or not book.num_bytes:
+            is_free = book.pending is None and key not in self._used
+            if is_free and not (book.num_bytes and self._fits(num_bytes)):
                 self._drop(key, book)
                 del self._books[key]
+        return self._fits(num_bytes)
+
+    def _fits(self, num_bytes: int) -> bool:
         return self.num_bytes + num_bytes <= self._cache_bytes
 
     def _drop(self, key: Key, book: _Book) -> None:

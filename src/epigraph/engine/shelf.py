@@ -22,20 +22,6 @@ from epigraph.artifact import Artifact
 from epigraph.engine.claim import Claim, geometry_digest
 from epigraph.errors import BadClaim, ContentMismatch, GeometryMismatch, PrefixNotFound
 
-# What file systems say of a file that changes when its content does; each says some of them.
-_TELLING = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "crc32c",
-    "versionId",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "ino",
-)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
@@ -112,7 +98,8 @@ class Shelf:
             except (OSError, ValueError) as wrong:
                 raise PrefixNotFound(f"prefix {name} at {self.address} cannot be read: {wrong}") from wrong
             if told.get("type") == "file" or told.get("islink"):
-                return path, repr([path, told.get("size"), *(told.get(key) for key in _TELLING)])
+                # All that is said of it: each kind of file system tells of a change in a word of its own.
+                return path, repr(sorted((key, str(value)) for key, value in told.items()))
         raise PrefixNotFound(f"no prefix {name} at {self.address}; give the id of one that is there")
 
     @property
