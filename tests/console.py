@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from forked import Forks
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,6 +78,16 @@ def run_in_shell(command: str, folder: Path, **changes: str) -> tuple[int, str]:
         timeout=_LONGEST_S,
     )
     return done.returncode, done.stdout
+
+
+def run_forked(command: str, folder: Path, forks: Forks) -> tuple[int, str]:
+    """As :func:`run_in_shell`, for an ``epigraph`` command, in a fraction of the time."""
+    name, *words = shlex.split(command)
+    assert name == "epigraph"
+    process = forks.start(["-m", "epigraph", *words], folder=folder, environment=environment(), as_one=True)
+    printed, _ = process.communicate(timeout=_LONGEST_S)
+    assert process.returncode is not None
+    return process.returncode, printed
 
 
 def prints(said: str, printed: str) -> bool:

@@ -1,4 +1,4 @@
-"""Small training runs in all processes of a launch, and in one: started by torchrun, and imported by its test."""
+"""Small training runs in all processes of a launch, and in one: started by its test, and imported by it."""
 
 from __future__ import annotations
 

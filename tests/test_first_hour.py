@@ -11,6 +11,7 @@ import io
 import json
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,20 +19,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import fetched, tiny_model, tiny_tokenizer
-from console import ROOT, Step, environment, fences, make_targets, prints, run_in_shell, sessions, steps, write_files
+from console import (
+    ROOT,
+    Step,
+    environment,
+    fences,
+    make_targets,
+    prints,
+    run_forked,
+    run_in_shell,
+    sessions,
+    steps,
+    write_files,
+)
 from epigraph.cli import main
+from forked import Forks
 
 PAGE = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
 SESSIONS = sessions(PAGE)
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Step, int, str]]]:
-    """The folder of the newcomer after the walk, and what every command of the walk printed."""
+def walked(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, list[tuple[Step, int, str]]]:
+    """The folder of the newcomer after the walk, and what every command of the walk printed.
+
+    The shell runs the first, which finds the program, and those that are no ``epigraph`` commands.
+    """
     fetched("smollm2-135m")
     folder = tmp_path_factory.mktemp("walk")
     write_files(PAGE, folder)
-    return folder, [(step, *run_in_shell(step.command, folder)) for step in steps(SESSIONS["walk"])]
+    first, *others = steps(SESSIONS["walk"])
+    done = [(first, *run_in_shell(first.command, folder))]
+    for step in others:
+        is_ours = step.command.startswith("epigraph ")
+        run = partial(run_forked, forks=forks) if is_ours else run_in_shell
+        done.append((step, *run(step.command, folder)))
+    return folder, done
 
 
 def at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

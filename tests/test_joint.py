@@ -9,8 +9,6 @@ import contextlib
 import json
 import os
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from epigraph.train.run import run
 from epigraph.tuned import Tuned
 from families import tiny_family
 from folders import call, printed, refused, save_family, write_rows
+from forked import Forks
 from test_resume import Cut, cut_at
 
 SUMS = [{"source": f"{a}+{b}", "target": str(a + b)} for a in range(4) for b in range(4)]
@@ -87,7 +86,7 @@ def ready_for(model: Path, data: Path, method: dict[str, Any] | None = None, **t
 # The folder
 
 
-def test_the_base_of_a_joint_run_is_a_model_folder_for_anybody(joint: Path, base: Path) -> None:
+def test_the_base_of_a_joint_run_is_a_model_folder_for_anybody(joint: Path, base: Path, forks: Forks) -> None:
     """Read in a process that knows nothing of this package."""
     program = (
         "import sys, torch, transformers as t\n"
@@ -98,14 +97,9 @@ def test_the_base_of_a_joint_run_is_a_model_folder_for_anybody(joint: Path, base
         "assert not any('epigraph' in name for name in sys.modules)\n"
     )
     out = joint.parent / "logits.pt"
-    done = subprocess.run(
-        [sys.executable, "-c", program, joint / "base", out],
-        env=environment(OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    process = forks.start(["-c", program, str(joint / "base"), str(out)], environment=environment())
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
     there = FrozenModel.load(str(joint / "base"))
     with torch.no_grad():
         ours = there.model(input_ids=there.tokenizer("2+3\n", return_tensors="pt").input_ids).logits

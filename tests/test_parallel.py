@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from epigraph.train.parallel import ALONE, Processes, joined
 from epigraph.train.prepare import prepare
 from epigraph.train.recipe_file import check_recipe
 from epigraph.train.stop import Stop
+from forked import Forks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -33,6 +35,12 @@ def launch(*words: object) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     command = [*TORCHRUN, *map(str, words)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_port() -> int:
+    with socket.socket() as here:
+        here.bind(("localhost", 0))
+        return int(here.getsockname()[1])
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -52,11 +60,16 @@ def tables(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def together(folder: Path, tables: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each of two processes knows after all cases."""
-    process = launch(parallel_job.__file__, folder)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+def together(folder: Path, tables: dict[str, Any], forks: Forks) -> list[dict[str, Any]]:
+    """What each of two processes knows after all cases. They are told of one another what torchrun tells its own."""
+    told = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    told |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    both = [
+        forks.start([parallel_job.__file__, str(folder)], environment={**told, "RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
 
 

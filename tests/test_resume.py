@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -36,8 +35,10 @@ from epigraph.train.recipe_file import check_recipe
 from epigraph.train.run import run
 from epigraph.train.state import State
 from epigraph.train.stop import Stop
+from forked import Forks
 
 KILLS = 50
+LONG = 150
 Tables = dict[str, Any]
 
 
@@ -302,14 +303,6 @@ def words(tables: Tables, out: Path) -> list[str]:
     return ["train", "--model", tables["model"], *pairs, "--out", str(out)]
 
 
-def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "epigraph", *arguments]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
 def wait_for_steps(folder: Path, number: int) -> None:
     for _ in range(6000):
         if (folder / "steps.jsonl").exists() and len((folder / "steps.jsonl").read_text().splitlines()) >= number:
@@ -318,27 +311,36 @@ def wait_for_steps(folder: Path, number: int) -> None:
     raise AssertionError(f"no {number} records in {folder} within a minute")
 
 
+@pytest.fixture(scope="module")
+def long(tables: Tables, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tables, Path]:
+    """A run long enough to be stopped after some steps, and what it becomes when nothing stops it."""
+    chosen = changed(tables, "training", steps=LONG, checkpoint_every=1000, dev_every=LONG // 3)
+    folder = tmp_path_factory.mktemp("long")
+    go(chosen, folder)
+    return chosen, folder
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tables: Tables, tmp_path: Path, number: signal.Signals) -> None:
-    chosen = changed(tables, "training", steps=400, checkpoint_every=1000, dev_every=150)
+def test_a_signal_saves_and_says_how_to_go_on(
+    long: tuple[Tables, Path], tmp_path: Path, number: signal.Signals, forks: Forks
+) -> None:
+    chosen, uninterrupted = long
     out = tmp_path / "out"
-    process = start(words(chosen, out))
+    process = forks.start(["-m", "epigraph", *words(chosen, out)])
     wait_for_steps(out, 5)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     last = err.strip().splitlines()[-1]
     step = len(lines(out))
-    assert last == (
-        f"epigraph: stopped after step {step} of 400, which is saved; go on with: epigraph train --resume --out {out}"
-    )
+    then = f"epigraph train --resume --out {out}"
+    assert last == f"epigraph: stopped after step {step} of {LONG}, which is saved; go on with: {then}"
     assert not (out / artifact.FILE_NAME).exists()
-    done = start(["train", "--resume", "--out", str(out), "--json"])
+    done = forks.start(["-m", "epigraph", "train", "--resume", "--out", str(out), "--json"])
     printed, err = done.communicate(timeout=120)
     assert done.returncode == 0, err
     assert json.loads(printed)["resumed_at"] == [step]
-    go(chosen, tmp_path / "whole")
-    assert_same(out, tmp_path / "whole")
+    assert_same(out, uninterrupted)
 
 
 def test_a_stop_asked_of_the_library_raises(tables: Tables, tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def packed(frozen: FrozenModel, tokens: VirtualTokens, contract: TextContract | 
     )
 
 
-def put(frozen: FrozenModel, folder: Path, name: str, tokens: VirtualTokens, contract: TextContract | None = None) -> str:
+def put(
+    frozen: FrozenModel, folder: Path, name: str, tokens: VirtualTokens, contract: TextContract | None = None
+) -> str:
     """An artifact on a shelf, in full precision; its prefix id."""
     path = folder / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +86,7 @@ def put(frozen: FrozenModel, folder: Path, name: str, tokens: VirtualTokens, con
     return name
 
 
-def drawn(
-    geometry: Geometry, num_virtual_tokens: int, seed: int, visibility: Visibility = "always"
-) -> VirtualTokens:
+def drawn(geometry: Geometry, num_virtual_tokens: int, seed: int, visibility: Visibility = "always") -> VirtualTokens:
     """A random prefix that moves the model's answers."""
     return random_prefix(geometry, num_virtual_tokens, seed, visibility)
 

@@ -13,9 +13,11 @@ from epigraph.cli import bench as bench_commands
 from epigraph.cli import data as data_commands
 from epigraph.cli import models as models_commands
 from epigraph.cli import sweep as sweep_commands
+from epigraph.cli import vllm as vllm_commands
 from epigraph.cli.evaluate import evaluate
 from epigraph.cli.generate import generate
 from epigraph.cli.inspect import inspect
+from epigraph.cli.lower import lower
 from epigraph.cli.report import report
 from epigraph.cli.train import train
 from epigraph.errors import UserError
@@ -34,10 +36,12 @@ app.add_typer(models_commands.app, name="models", help="Base models: fetch, list
 app.add_typer(data_commands.app, name="data", help="Datasets: list, fetch, path.")
 app.add_typer(bench_commands.app, name="bench", help="Measurements beside the peers: train, show.")
 app.add_typer(sweep_commands.app, name="sweep", help="Many runs from one spec, cost first: run, show.")
+app.add_typer(vllm_commands.app, name="vllm", help="Prefixes on a stock vLLM server: config, request.")
 app.command()(train)
 app.command()(evaluate)
 app.command()(generate)
 app.command()(inspect)
+app.command()(lower)
 app.command()(report)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -24,12 +25,15 @@ PLACEHOLDER = 0
 KEY = "epigraph"
 SALT_KEY_VARIABLE = "EPIGRAPH_SALT_KEY"
 MAX_VIRTUAL_TOKENS = 65_536
+MAX_TENANT = 256
 
 _SALT_BEGINS = "epigraph-1."
 
 # Also a path below the folder of prefixes: no part begins with a dot, so none leads out of it.
-_Path = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,127}){0,7}$")]
-_Part = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$")]
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_PATH = rf"{_PART}(/{_PART}){{0,7}}"
+_Path = Annotated[str, Field(pattern=rf"^{_PATH}$")]
+_Part = Annotated[str, Field(pattern=rf"^({_PART})?$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -44,7 +48,7 @@ class Claim(BaseModel):
 
     prefix: _Path
     version: _Part = ""
-    tenant: Annotated[str, Field(max_length=256)] = ""
+    tenant: Annotated[str, Field(max_length=MAX_TENANT)] = ""
     num_virtual_tokens: Annotated[int, Field(ge=1, le=MAX_VIRTUAL_TOKENS)]
     content_hash: _Digest
     geometry: _Digest
@@ -70,10 +74,21 @@ class Claim(BaseModel):
         """Raise :class:`SaltMismatch` unless ``salt`` is this claim's under ``key``; neither is in the message."""
         if salt is None or not hmac.compare_digest(salt.encode(), self.salt(key).encode()):
             raise SaltMismatch(
-                f"the cache salt {'is missing' if salt is None else 'is not'} the one of prefix {self.label}"
+                f"the cache salt is {'missing' if salt is None else 'another'}, expected that of prefix {self.label}"
                 f"{f' of tenant {self.tenant}' if self.tenant else ''}; "
                 f"make the request anew, with the {SALT_KEY_VARIABLE} of the engine"
             )
+
+
+def check_id(prefix: str, version: str = "", tenant: str = "") -> None:
+    """Raise :class:`BadClaim` for what is no prefix id, version or tenant: an id might be a path to somewhere else."""
+    if not re.fullmatch(_PATH, prefix) or not re.fullmatch(f"({_PART})?", version):
+        raise BadClaim(
+            f"{(prefix, version)} is no prefix id and version, expected letters, digits, '.', '_' and '-', in parts "
+            "joined by '/' that begin with a letter, a digit or '_'"
+        )
+    if len(tenant) > MAX_TENANT:
+        raise BadClaim(f"the tenant's name has {len(tenant)} characters, expected at most {MAX_TENANT}")
 
 
 def salt_key() -> bytes:

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from epigraph import artifact
 from epigraph.artifact import Artifact
-from epigraph.engine.claim import Claim, geometry_digest
+from epigraph.engine.claim import Claim, check_id, geometry_digest
 from epigraph.errors import BadClaim, ContentMismatch, GeometryMismatch, PrefixNotFound
 
 
@@ -49,7 +49,7 @@ class Shelf:
     def open(self, prefix: str, version: str = "") -> Opened:
         """The artifact of a prefix, read whole and checked (docs/format.md).
 
-        Raises :class:`PrefixNotFound`, and what :func:`epigraph.artifact.load` raises.
+        Raises :class:`PrefixNotFound`, :class:`BadClaim` for a bad id, and what :func:`epigraph.artifact.load` raises.
         """
         with self._on_disk(self._find(prefix, version)[0]) as path:
             content, header, _ = artifact.read(path)
@@ -78,7 +78,10 @@ class Shelf:
         return opened.artifact
 
     def stamp(self, prefix: str, version: str = "") -> str:
-        """What changes when the artifact's file does, without reading it. Raises :class:`PrefixNotFound`."""
+        """What changes when the artifact's file does, without reading it.
+
+        Raises :class:`PrefixNotFound`, and :class:`BadClaim` for a bad id.
+        """
         return self._find(prefix, version)[1]
 
     def claim(self, prefix: str, version: str = "", tenant: str = "") -> Claim:
@@ -87,6 +90,7 @@ class Shelf:
 
     def _find(self, prefix: str, version: str) -> tuple[str, str]:
         """The path of a prefix's artifact and its stamp."""
+        check_id(prefix, version)
         name = f"{prefix}/{version}" if version else prefix
         for path in (f"{self._root}/{name}.safetensors", f"{self._root}/{name}/{artifact.FILE_NAME}"):
             try:
@@ -123,20 +127,15 @@ class Shelf:
 
 def claim_to(opened: Opened, prefix: str, version: str = "", tenant: str = "") -> Claim:
     """The claim of a request to ``opened``, which lies under that prefix id. Raises :class:`BadClaim` for a bad id."""
-    try:
-        return Claim(
-            prefix=prefix,
-            version=version,
-            tenant=tenant,
-            num_virtual_tokens=opened.artifact.tokens.num_virtual_tokens,
-            content_hash=opened.content_hash,
-            geometry=geometry_digest(opened.artifact.geometry),
-        )
-    except ValueError:
-        raise BadClaim(
-            f"{(prefix, version)} is no prefix id and version, expected letters, digits, '.', '_' and '-', "
-            "in parts joined by '/' that begin with a letter, a digit or '_'"
-        ) from None
+    check_id(prefix, version, tenant)
+    return Claim(
+        prefix=prefix,
+        version=version,
+        tenant=tenant,
+        num_virtual_tokens=opened.artifact.tokens.num_virtual_tokens,
+        content_hash=opened.content_hash,
+        geometry=geometry_digest(opened.artifact.geometry),
+    )
 
 
 def _copy(source: Any, target: Any) -> None:

@@ -6,7 +6,6 @@ decides); the workers write them by the attention layers' own cache update, so t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,14 +27,11 @@ from epigraph.engine.vllm_names import (
     VllmConfig,
     init_logger,
 )
-from epigraph.errors import BadClaim, CannotServe, EngineError
+from epigraph.engine.vllm_request import read_options
+from epigraph.errors import BadClaim, EngineError
 from epigraph.frozen.identity import identify
 
 logger = init_logger("vllm.epigraph")
-
-DEFAULT_CACHE_BYTES = 1 << 30
-DEFAULT_RECHECK_SECONDS = 1.0
-_OPTIONS = {"prefixes", "cache_bytes", "recheck_seconds", "allow_base"}
 
 
 @dataclass
@@ -72,7 +68,7 @@ class PrefixConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        options = _options(self._kv_transfer_config)
+        options = read_options(self._kv_transfer_config)
         refuse_config(vllm_config, kv_cache_config)
         self._side: _Scheduler | _Worker
         if role == KVConnectorRole.SCHEDULER:
@@ -281,25 +277,3 @@ class _Worker:
     def close(self) -> None:
         if self._residents is not None:
             self._residents.close()
-
-
-def _options(config: Any) -> dict[str, Any]:
-    """The connector's own options, checked."""
-    given = dict(config.kv_connector_extra_config)
-    unknown = sorted(set(given) - _OPTIONS)
-    if unknown:
-        raise CannotServe(f"kv_connector_extra_config has {unknown[0]!r}, expected {', '.join(sorted(_OPTIONS))}")
-    if not given.get("prefixes"):
-        raise CannotServe("kv_connector_extra_config has no prefixes: give the folder or fsspec address of artifacts")
-    if config.kv_load_failure_policy != "fail":
-        raise CannotServe(
-            f"kv_load_failure_policy is {config.kv_load_failure_policy!r}, expected 'fail': a prefix that could not be "
-            "loaded would be answered without it"
-        )
-    options = {"cache_bytes": DEFAULT_CACHE_BYTES, "recheck_seconds": DEFAULT_RECHECK_SECONDS, "allow_base": None}
-    options |= {name: value for name, value in given.items() if value is not None}
-    for name in ("cache_bytes", "recheck_seconds"):
-        value = options[name]
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise CannotServe(f"{name} is {value!r}, expected a number of 0 or more")
-    return options

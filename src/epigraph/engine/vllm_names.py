@@ -5,7 +5,7 @@ tests/vllm/test_contract.py tells what each is needed for.
 
 from __future__ import annotations
 
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -15,8 +15,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
@@ -26,6 +32,10 @@ from vllm.v1.kv_cache_interface import (
 )
 
 __all__ = [
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "EngineDeadError",
+    "EngineGenerateError",
     "FullAttentionSpec",
     "KVCacheConfig",
     "KVCacheGroupSpec",
@@ -34,12 +44,18 @@ __all__ = [
     "KVConnectorRole",
     "KVConnectorTransferResults",
     "KVConnectorWorkerMetadata",
+    "KVTransferConfig",
+    "RequestOutputKind",
+    "SamplingParams",
     "SlidingWindowSpec",
     "SupportsHMA",
     "UniformTypeKVCacheSpecs",
+    "VLLMClientError",
     "VllmConfig",
+    "embeds_input",
     "extract_layer_index",
     "get_tensor_model_parallel_rank",
     "get_tensor_model_parallel_world_size",
     "init_logger",
+    "tokens_input",
 ]

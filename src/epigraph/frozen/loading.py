@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,6 +25,8 @@ from transformers.utils import logging
 from epigraph.errors import BadValue, UnsupportedModel
 from epigraph.frozen.checkpoint import Checkpoint
 from epigraph.frozen.convert import load_gguf
+
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")
 
 
 def load(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -39,10 +42,21 @@ def load(found: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTra
             tokenizer = AutoTokenizer.from_pretrained(found.folder, trust_remote_code=False)
             config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
             model = _auto_class(config).from_pretrained(found.folder, dtype=dtype, trust_remote_code=False)
+            _forget_decoding(model)
             return model, tokenizer
     except (OSError, ValueError, KeyError, RuntimeError) as wrong:
         first = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
         raise UnsupportedModel(f"{found.name} could not be loaded as a language model: {first}") from wrong
+
+
+def _forget_decoding(model: PreTrainedModel) -> None:
+    """What the authors would decode with (a penalty of repetition, say) is not what a task's contract says.
+
+    transformers fills it in wherever nobody says otherwise. What remains are the tokens that texts begin and end with.
+    """
+    if getattr(model, "generation_config", None) is not None:
+        kept = {name: getattr(model.generation_config, name, None) for name in _TOKENS}
+        model.generation_config = GenerationConfig(**kept)
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:
