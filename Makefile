@@ -100,7 +100,7 @@ bench-train: models ## training beside PEFT: docs/performance.md, as JSON (about
 	$(BIN)/python docs/paste_tables.py
 
 bench-serve: models .venv-vllm/.ready ## prefixes on vLLM: docs/performance.md, as JSON (half an hour on two cores)
-	.venv-vllm/bin/epigraph bench serve --json benchmarks/serving.json
+	.venv-vllm/bin/epigraph bench serve --json benchmarks/serving.json --pictures docs
 	$(BIN)/python docs/paste_tables.py
 
 bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, encoder-decoders: about three hours)

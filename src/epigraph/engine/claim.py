@@ -23,7 +23,6 @@ from epigraph.virtual import Geometry
 PLACEHOLDER = 0
 # The one key that Epigraph uses of the parameters an engine hands to its connector.
 KEY = "epigraph"
-SALT_KEY_VARIABLE = "EPIGRAPH_SALT_KEY"
 MAX_VIRTUAL_TOKENS = 65_536
 MAX_TENANT = 256
 
@@ -76,7 +75,7 @@ class Claim(BaseModel):
             raise SaltMismatch(
                 f"the cache salt is {'missing' if salt is None else 'another'}, expected that of prefix {self.label}"
                 f"{f' of tenant {self.tenant}' if self.tenant else ''}; "
-                f"make the request anew, with the {SALT_KEY_VARIABLE} of the engine"
+                f"make the request anew, with the EPIGRAPH_SALT_KEY of the engine"
             )
 
 
@@ -93,7 +92,7 @@ def check_id(prefix: str, version: str = "", tenant: str = "") -> None:
 
 def salt_key() -> bytes:
     """The key of salts, from the environment; empty where none is set."""
-    return os.environ.get(SALT_KEY_VARIABLE, "").encode()
+    return os.environ.get("EPIGRAPH_SALT_KEY", "").encode()
 
 
 def is_salt(salt: str | None) -> bool:
