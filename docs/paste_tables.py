@@ -1,6 +1,7 @@
-"""Paste the tables of a benchmark's record into performance.md: run ``python docs/paste_tables.py``.
+"""Paste the tables of the benches' records into performance.md: run ``python docs/paste_tables.py``.
 
-The place for a table is under the comment ``<!-- table: PART -->`` and ends before the next heading or comment.
+The place for a table of training is under the comment ``<!-- table: PART -->``, for one of serving under
+``<!-- serving: PART -->``; both end before the next ``<!-- end -->``.
 """
 
 from __future__ import annotations
@@ -9,25 +10,31 @@ import re
 from pathlib import Path
 from typing import Any
 
-from epigraph.report.performance import SHOW, about, draw, read
+from epigraph.report.performance import about, draw, read, shown_part
 
 PAGE = Path(__file__).with_name("performance.md")
-RECORD = PAGE.parents[1] / "benchmarks" / "training.json"
-_PLACE = re.compile(r"<!-- table: (?P<part>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+RECORDS = {
+    "table": PAGE.parents[1] / "benchmarks" / "training.json",
+    "serving": PAGE.parents[1] / "benchmarks" / "serving.json",
+}
 
 
-def pasted(page: str, record: dict[str, Any]) -> str:
-    """``page`` with each part's table of ``record`` at its place."""
+def pasted(page: str, record: dict[str, Any], mark: str = "table") -> str:
+    """``page`` with each part's table of ``record`` at its place, where comments begin with ``mark``."""
+    place = re.compile(rf"<!-- {mark}: (?P<part>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
 
     def table(match: re.Match[str]) -> str:
         name = match["part"]
-        shown = about(record) if name == "machine" else SHOW[name](record["parts"][name])
-        return f"<!-- table: {name} -->\n\n{shown}\n\n"
+        shown = about(record) if name == "machine" else shown_part(name, record["parts"][name])
+        return f"<!-- {mark}: {name} -->\n\n{shown}\n\n"
 
-    return _PLACE.sub(table, page)
+    return place.sub(table, page)
 
 
 if __name__ == "__main__":
-    found = read(RECORD)
-    draw(found, PAGE.parent)
-    PAGE.write_text(pasted(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    found = {mark: read(path) for mark, path in RECORDS.items()}
+    page = PAGE.read_text(encoding="utf-8")
+    for mark, record in found.items():
+        draw(record, PAGE.parent)
+        page = pasted(page, record, mark)
+    PAGE.write_text(page, encoding="utf-8")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -31,6 +32,7 @@ from epigraph.tasks.catalogue import PROBES, TASKS, own_data
 from epigraph.train.baselines import BASELINES
 from epigraph.train.recipe import DEFAULT_LR, METHODS, NAMED, Recipe
 from epigraph.train.recipe_file import known_keys
+from forked import Forks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -95,12 +97,12 @@ def example_commands() -> Iterator[tuple[str, list[str]]]:
 def test_commands_and_flags_in_examples_are_real(paste: dict[str, Any]) -> None:
     examples = list(example_commands())
     assert len(examples) > 20
-    known = set(paste["commands"]())
+    known, help_of = set(paste["commands"]()), cache(paste["help_of"])
     for name, (_, *words) in examples:
         command = max((tuple(words[:n]) for n in range(3) if tuple(words[:n]) in known), key=len)
         assert command, f"{name}: epigraph {' '.join(words)}"
         flags = {word.partition("=")[0] for word in words if word.startswith("--")}
-        assert flags <= set(re.findall(r"--[a-z-]+", paste["help_of"](command))), f"{name}: {' '.join(words)}"
+        assert flags <= set(re.findall(r"--[a-z-]+", help_of(command))), f"{name}: {' '.join(words)}"
 
 
 # Recipes
@@ -308,11 +310,13 @@ def test_all_is_what_the_package_offers() -> None:
         _ = epigraph.nothing
 
 
-def test_a_star_import_gives_every_public_name() -> None:
-    """In a process of its own, where nothing was imported before."""
+def test_a_star_import_gives_every_public_name(forks: Forks) -> None:
+    """In a process of its own, where nothing of the package was imported before."""
     code = "from epigraph import *; import epigraph; print(*sorted(set(epigraph.__all__) & set(globals())))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == sorted(epigraph.__all__)
+    process = forks.start(["-c", code])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.split() == sorted(epigraph.__all__)
 
 
 def test_the_python_page_lists_the_public_names_and_no_other() -> None:

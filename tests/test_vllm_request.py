@@ -19,7 +19,6 @@ from conftest import random_prefix, save_tiny, tiny_tokenizer
 from epigraph import artifact
 from epigraph.artifact import Artifact
 from epigraph.contract import Decoding, TextContract
-from epigraph.engine import claim as claims
 from epigraph.engine.asked import bare_contract, encoded, raw_contract
 from epigraph.engine.base import Sampling, Text
 from epigraph.engine.claim import PLACEHOLDER, Claim, check_placeholders, from_params, is_salt
@@ -443,7 +442,7 @@ def test_the_command_prints_a_request(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(claims.SALT_KEY_VARIABLE, "secret")
+    monkeypatch.setenv("EPIGRAPH_SALT_KEY", "secret")
     contract = TextContract(input_template="Q {source}\nA", stop=("\n",), decoding=Decoding(num_beams=4))
     content = packed(frozen, random_prefix(frozen.geometry, 3, 1), contract)
     put(tmp_path, "mine/v2", content)

@@ -17,6 +17,7 @@ from epigraph import artifact
 from epigraph.engine.lowered import lower_artifact
 from epigraph.engine.shelf import Shelf
 from epigraph.frozen.model import FrozenModel
+from epigraph.frozen.resolve import resolve
 from epigraph.virtual import KVPrefix, SoftPrompt
 from folders import printed, write_rows
 from models import drawn, put, save_model
@@ -131,24 +132,23 @@ def test_windows_and_a_prefix_longer_than_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["smollm2-135m", "gemma-3-270m"])
-def test_real_models(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "num_requests"), [("smollm2-135m", 504), ("gemma-3-270m", 48)])
+def test_real_models(name: str, num_requests: int, tmp_path: Path) -> None:
+    """Prefixes that are what the model reads of fifty texts, so that its answers mean something."""
     frozen = FrozenModel.load(fetched(name))
     folder = tmp_path / "shelf"
-    # What the model reads of a text carries its own rule of windows.
-    texts = [
-        "Write a review of a pub by the river.",
-        "Bonjour, nous parlons français.",
-        "name : The Vaults | Type : pub",
-    ]
+    texts = ["Write a review of a pub by the river. ", "Bonjour, nous parlons français. ", "name : The Vaults | "]
     names = []
-    for number, text in enumerate(texts * 3):
-        ids = frozen.tokenizer(text * (number + 1)).input_ids[: 1 + 23 * number]
+    for number in range(50):
+        ids = frozen.tokenizer(texts[number % 3] * 40 + str(number)).input_ids[: 1 + 2 * number]
+        # What a model reads of a text is seen by the model's own rule of windows.
         names.append(put(frozen, folder, f"p{number}", frozen.read(ids)))
-    asked: list[str | None] = [names[i % len(names)] for i in range(40)]
-    words = [frozen.tokenizer(f"{i} is the number of").input_ids for i in range(40)]
-    with serving(Path(fetched(name)), folder, frozen, max_num_batched_tokens=256) as served:
-        got = served.ask(asked, words, 12)
+    asked: list[str | None] = [names[i % len(names)] for i in range(num_requests)]
+    words = [frozen.tokenizer(f"{i} is the number of").input_ids for i in range(num_requests)]
+    with serving(resolve(name).folder, folder, frozen, max_num_batched_tokens=256) as served:
+        got = served.ask(asked, words, 8)
+    assert {reason for _, reason in got} == {"length"}
     wrong, num_ties = differences(served, asked, words, [new for new, _ in got])
     assert not wrong
-    assert num_ties <= 4
+    # At most one token in a thousand: rounding differs between the two, and some texts are hard to decide.
+    assert num_ties <= 1 + num_requests * 8 // 1_000

@@ -58,7 +58,7 @@ def run(
         "machine": {**machine(), "fast_bf16": has_fast_bf16(ready.frozen.device)},
         "versions": {**versions(), "peft": metadata.version("peft")},
     }
-    record = {**head, "parts": _kept(path, head)}
+    record = {**head, "parts": kept(path, head)}
     job = Job(
         ready=ready,
         batch_size=settings["batch_size"],
@@ -71,7 +71,8 @@ def run(
     return record
 
 
-def _kept(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+def kept(path: Path, head: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that ``path`` has; raises :class:`BadValue` for another head's, or for no record."""
     if not path.exists():
         return {}
     try:

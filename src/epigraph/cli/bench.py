@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress
 
 from epigraph.cli import show
 from epigraph.cli.options import check_positive
@@ -41,9 +42,7 @@ def train(
     from epigraph.report.performance import draw, tables
 
     check_positive(rows=rows, dev_rows=dev_rows, batch_size=batch_size, repeats=repeats, seeds=seeds)
-    wrong = [name for name in part or () if name not in PARTS]
-    if wrong:
-        raise BadValue(f"--part is {wrong[0]!r}, expected one of {', '.join(PARTS)}")
+    chosen = _chosen(part, PARTS)
     settings: dict[str, Any] = {
         "model": model,
         "task": task,
@@ -55,12 +54,35 @@ def train(
         "precision": precision,
     }
     with show.progress() as bar:
+        record = run(json_path, chosen, settings, device=device, begin=_begin(bar))
+    if pictures is not None:
+        draw(record, pictures)
+    print(tables(record))
 
-        def begin(name: str) -> Callable[[], None]:
-            job = bar.add_task(name, total=None)
-            return lambda: bar.advance(job)
 
-        record = run(json_path, part or list(PARTS), settings, device=device, begin=begin)
+@app.command()
+def serve(
+    json_path: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the record goes; parts add up.")],
+    engine: Annotated[str, typer.Option(help="What serves: vllm.")] = "vllm",
+    part: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="Only this part; give it again for more. Default: all.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Base model: a known name, a folder or a hub id.")] = "smollm2-135m",
+    compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model (torch.compile).")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Eight requests, one pair: does it run at all?")] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw the cost of more and more prefixes there, as a PNG.")
+    ] = None,
+) -> None:
+    """Time an engine with everybody's own prefix in one batch beside the bare model, and beside LoRA adapters."""
+    from epigraph.bench.serve import PARTS, run
+    from epigraph.report.performance import draw, tables
+
+    if engine != "vllm":
+        raise BadValue(f"--engine is {engine!r}, expected vllm")
+    chosen = _chosen(part, PARTS)
+    with show.progress() as bar:
+        record = run(json_path, chosen, model=model, quick=quick, compiled=compiled, begin=_begin(bar))
     if pictures is not None:
         draw(record, pictures)
     print(tables(record))
@@ -80,3 +102,21 @@ def show_record(
     if pictures is not None:
         draw(record, pictures)
     print(tables(record))
+
+
+def _chosen(given: list[str] | None, parts: Collection[str]) -> list[str]:
+    """The parts that are asked for; all, where none is."""
+    wrong = [name for name in given or () if name not in parts]
+    if wrong:
+        raise BadValue(f"--part is {wrong[0]!r}, expected one of {', '.join(parts)}")
+    return given or list(parts)
+
+
+def _begin(bar: Progress) -> Callable[[str], Callable[[], None]]:
+    """A line of progress for each part, when it begins."""
+
+    def begin(name: str) -> Callable[[], None]:
+        job = bar.add_task(name, total=None)
+        return lambda: bar.advance(job)
+
+    return begin

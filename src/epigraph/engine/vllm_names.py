@@ -6,6 +6,7 @@ tests/vllm/test_contract.py tells what each is needed for.
 from __future__ import annotations
 
 from vllm.config import KVTransferConfig, VllmConfig
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -15,14 +16,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.inputs.engine import embeds_input, tokens_input
 from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.kv_cache_interface import (
     FullAttentionSpec,
     KVCacheConfig,
@@ -30,10 +33,12 @@ from vllm.v1.kv_cache_interface import (
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
 )
+from vllm.version import __version__
 
 __all__ = [
     "AsyncEngineArgs",
     "AsyncLLM",
+    "EngineArgs",
     "EngineDeadError",
     "EngineGenerateError",
     "FullAttentionSpec",
@@ -45,6 +50,8 @@ __all__ = [
     "KVConnectorTransferResults",
     "KVConnectorWorkerMetadata",
     "KVTransferConfig",
+    "LLMEngine",
+    "LoRARequest",
     "RequestOutputKind",
     "SamplingParams",
     "SlidingWindowSpec",
@@ -52,8 +59,10 @@ __all__ = [
     "UniformTypeKVCacheSpecs",
     "VLLMClientError",
     "VllmConfig",
+    "__version__",
     "embeds_input",
     "extract_layer_index",
+    "get_kv_transfer_group",
     "get_tensor_model_parallel_rank",
     "get_tensor_model_parallel_world_size",
     "init_logger",

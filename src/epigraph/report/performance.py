@@ -1,13 +1,18 @@
-"""A record of `epigraph bench` as Markdown tables and pictures. It reads numbers; it measures nothing."""
+"""A record of `epigraph bench` as Markdown tables and pictures. It reads numbers; it measures nothing.
+
+The parts of training are here, those of serving in :mod:`epigraph.report.serving`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from epigraph.errors import BadValue
+from epigraph.report import serving
+from epigraph.report.cells import hundredths, percents, spread, table
 from epigraph.report.words import count, percent, size
 
 OURS, THEIRS = "epigraph", "PEFT"
@@ -31,8 +36,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def tables(record: Mapping[str, Any]) -> str:
     """All parts that the record has, a Markdown table each."""
-    shown = [f"### {TITLES[name]}\n\n{SHOW[name](part)}" for name, part in record["parts"].items()]
+    titles = {**TITLES, **serving.TITLES}
+    shown = [f"### {titles[name]}\n\n{shown_part(name, part)}" for name, part in record["parts"].items()]
     return "\n\n".join([about(record), *shown])
+
+
+def shown_part(name: str, part: Part) -> str:
+    """One part, of training or of serving, as a Markdown table with what is to be said of it."""
+    return {**SHOW, **serving.SHOW}[name](part)
 
 
 def about(record: Mapping[str, Any]) -> str:
@@ -48,32 +59,32 @@ def about(record: Mapping[str, Any]) -> str:
 def _same(part: Part) -> str:
     names = part["seconds_a_step"]
     rows = [
-        (name, _seconds(x), size(part["extra_bytes"][name]) if part["extra_bytes"][name] is not None else "not known")
+        (name, hundredths(x), size(part["extra_bytes"][name]) if part["extra_bytes"][name] is not None else "not known")
         for name, x in names.items()
     ]
     said = (
         f"{part['steps']} steps, {count(part['real_tokens'])} tokens, {count(part['padded_tokens'])} with padding. "
-        f"`ratio_same_batches` **{_ratio(part['ratio_same_batches'])}**; "
+        f"`ratio_same_batches` **{hundredths(part['ratio_same_batches'])}**; "
         f"largest difference of the two losses {part['largest_loss_difference']:.1e}."
     )
-    return _table(("side", "seconds a step", "memory of a step"), rows) + "\n\n" + said
+    return table(("side", "seconds a step", "memory of a step"), rows) + "\n\n" + said
 
 
 def _own(part: Part) -> str:
     rows = [
         (
             name,
-            _seconds(part["epoch_seconds"][name]),
+            hundredths(part["epoch_seconds"][name]),
             " ".join(count(x) for x in part["tokens_computed"][name]),
-            _spread(part["dev_loss"][name], 3),
+            spread(part["dev_loss"][name], 3),
         )
         for name in part["epoch_seconds"]
     ]
     said = (
-        f"`ratio_own_batching` **{_ratio(part['ratio_own_batching'])}**, against its grouping by length "
-        f"{_ratio(part['ratio_own_batching_by_length'])}."
+        f"`ratio_own_batching` **{hundredths(part['ratio_own_batching'])}**, against its grouping by length "
+        f"{hundredths(part['ratio_own_batching_by_length'])}."
     )
-    return _table(("side", "seconds an epoch", "tokens computed", "development loss"), rows) + "\n\n" + said
+    return table(("side", "seconds an epoch", "tokens computed", "development loss"), rows) + "\n\n" + said
 
 
 def _share(part: Part) -> str:
@@ -85,18 +96,18 @@ def _share(part: Part) -> str:
         rows.append(
             (
                 name,
-                _seconds(x["seconds_a_step"]),
+                hundredths(x["seconds_a_step"]),
                 f"{sum(needs.values()) / 1e9:,.0f}",
                 f"{x['ceiling_operations_a_second']['median'] / 1e9:,.0f}",
-                f"{_percents(x['share_of_ceiling'])}",
+                f"{percents(x['share_of_ceiling'])}",
             )
         )
-    return _table(("", "seconds a step", "least GFLOP", "ceiling, GFLOP/s", "share of the ceiling"), rows)
+    return table(("", "seconds a step", "least GFLOP", "ceiling, GFLOP/s", "share of the ceiling"), rows)
 
 
 def _profile(part: Part) -> str:
     kinds = list(dict.fromkeys(kind for side in part.values() for kind in side["by_kind"]))
-    by_kind = _table(
+    by_kind = table(
         ("share of the time", *part),
         [(kind, *(percent(side["by_kind"].get(kind, 0.0)) for side in part.values())) for kind in kinds],
     )
@@ -105,7 +116,7 @@ def _profile(part: Part) -> str:
         (f"`{name}`", *(percent(side["by_operation"].get(name, 0.0)) for side in part.values()))
         for name in list(first)[:12]
     ]
-    return by_kind + "\n\n" + _table(("operation", *part), rows)
+    return by_kind + "\n\n" + table(("operation", *part), rows)
 
 
 def _context(part: Part) -> str:
@@ -113,39 +124,44 @@ def _context(part: Part) -> str:
         (
             name,
             count(x["trained_numbers"]),
-            _seconds(x["seconds_a_step"]),
-            _ratio(x["times_our_prefix"]),
+            hundredths(x["seconds_a_step"]),
+            hundredths(x["times_our_prefix"]),
             size(x["extra_bytes"]) if x["extra_bytes"] is not None else "not known",
         )
         for name, x in part.items()
     ]
-    return _table(("", "trained numbers", "seconds a step", "times our prefix", "memory of a step"), rows)
+    return table(("", "trained numbers", "seconds a step", "times our prefix", "memory of a step"), rows)
 
 
 def _growth(what: str) -> Callable[[Part], str]:
-    def table(part: Part) -> str:
+    def shown(part: Part) -> str:
         rows = [
-            (name, *(_seconds(x["seconds_a_step"][side]) for side in (OURS, THEIRS)), _ratio(x["ratio"]), *_memory(x))
+            (
+                name,
+                *(hundredths(x["seconds_a_step"][side]) for side in (OURS, THEIRS)),
+                hundredths(x["ratio"]),
+                *_memory(x),
+            )
             for name, x in part.items()
         ]
         header = (what, f"{OURS}, s a step", f"{THEIRS}, s a step", "ratio", f"{OURS}, memory", f"{THEIRS}, memory")
-        return _table(header, rows)
+        return table(header, rows)
 
-    return table
+    return shown
 
 
 def _evaluation(part: Part) -> str:
     decoding = f"decoding {part['decoded_rows']} rows, {count(part['decoded_tokens'])} tokens in all"
     rows = [
         (f"an epoch, {part['steps']} steps", f"{part['epoch_seconds']:.0f}"),
-        (f"the loss of {part['dev_rows']} development rows", _spread(part["dev_loss_seconds"], 1)),
-        (decoding, _spread(part["decoding_seconds"], 1)),
+        (f"the loss of {part['dev_rows']} development rows", spread(part["dev_loss_seconds"], 1)),
+        (decoding, spread(part["decoding_seconds"], 1)),
     ]
     said = (
         "With transformers' own cache and the prefix put in front at every step, decoding takes "
-        f"{_ratio(part['times_as_long_with_transformers_cache'])} times as long."
+        f"{hundredths(part['times_as_long_with_transformers_cache'])} times as long."
     )
-    return _table(("", "seconds"), rows) + "\n\n" + said
+    return table(("", "seconds"), rows) + "\n\n" + said
 
 
 TITLES = {
@@ -173,12 +189,19 @@ SHOW: Mapping[str, Callable[[Part], str]] = {
 
 
 def draw(record: Mapping[str, Any], folder: Path) -> Path:
-    """The growth of cost, three panels side by side, as a PNG in ``folder``; raises :class:`BadValue` without them."""
+    """The growth of cost as a PNG in ``folder``; raises :class:`BadValue` without parts that have one.
+
+    Of training, three panels side by side; of serving, one over the number of prefixes.
+    """
     from matplotlib.figure import Figure
 
+    if "num_prefixes" in record["parts"]:
+        return serving.draw(record["parts"]["num_prefixes"], folder)
     wanted = [name for name in ("prefix_lengths", "text_lengths", "models") if name in record["parts"]]
     if not wanted:
-        raise BadValue("the record has no growth of cost to draw; run its parts prefix_lengths, text_lengths, models")
+        raise BadValue(
+            "the record has no growth of cost to draw; run its parts prefix_lengths, text_lengths, models, num_prefixes"
+        )
     figure = Figure(figsize=(4.2 * len(wanted), 3.4), dpi=160, layout="constrained", facecolor="white")
     for panel, name in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
         part = record["parts"][name]
@@ -209,33 +232,6 @@ def draw(record: Mapping[str, Any], folder: Path) -> Path:
     path = folder / PICTURE
     figure.savefig(path)
     return path
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(_lines(header, rows))
-
-
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield f"| {' | '.join(header)} |"
-    yield f"|{' --- |' * len(header)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-
-
-def _seconds(x: Part) -> str:
-    return _spread(x, 2)
-
-
-def _ratio(x: Part) -> str:
-    return _spread(x, 2)
-
-
-def _spread(x: Part, places: int) -> str:
-    return f"{x['median']:.{places}f} ({x['low']:.{places}f} to {x['high']:.{places}f})"
-
-
-def _percents(x: Part) -> str:
-    return f"{100 * x['median']:.0f} % ({100 * x['low']:.0f} to {100 * x['high']:.0f})"
 
 
 def _memory(x: Part) -> tuple[str, ...]:

@@ -1,0 +1,233 @@
+"""The serving bench without an engine: draws, pairs, tasks on disk, the sample against transformers, tables."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import runpy
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import save_tiny, tiny_model, tiny_tokenizer
+from epigraph.bench import serve_check, serve_engine
+from epigraph.bench.serve import PARTS, run
+from epigraph.bench.serve_check import check
+from epigraph.bench.serve_engine import last_error
+from epigraph.bench.serve_job import FULL, QUICK, Pairs
+from epigraph.bench.serve_load import TEXT_LENGTHS, Ask, bare, drawn, renamed, texts
+from epigraph.bench.serve_tasks import write_adapters, write_prefixes
+from epigraph.cli import main
+from epigraph.contract import Decoding
+from epigraph.engine.shelf import Shelf
+from epigraph.errors import BadValue, CannotServe, EngineUnavailable
+from epigraph.frozen.generate import generate
+from epigraph.frozen.model import FrozenModel
+from epigraph.report.performance import read, shown_part, tables
+from epigraph.report.serving import SHOW, TITLES
+from epigraph.virtual import VirtualTokens
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "benchmarks" / "serving.json"
+PAGE = ROOT / "docs" / "performance.md"
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> FrozenModel:
+    return FrozenModel.load(str(save_tiny(tmp_path_factory.mktemp("serve") / "tiny")))
+
+
+def test_zipf_asks_for_the_first_twice_as_often_as_for_the_second() -> None:
+    names = [f"p{number}" for number in range(100)]
+    seen = Counter(drawn(names, 20_000, "Zipf", random.Random(0)))
+    assert seen["p0"] / seen["p1"] == pytest.approx(2, rel=0.1)
+    assert seen["p0"] / seen["p9"] == pytest.approx(10, rel=0.2)
+    even = Counter(drawn(names, 20_000, "uniform", random.Random(0)))
+    assert max(even.values()) < 2 * min(even.values())
+
+
+def test_texts_are_new_each_time_and_never_a_block_long() -> None:
+    rng = random.Random(0)
+    made = [*texts(50, 120, rng), *texts(50, 120, rng)]
+    assert len(set(made)) == 100
+    assert {len(text) for text in made} <= set(range(TEXT_LENGTHS[0], TEXT_LENGTHS[1] + 1))
+    assert max(map(len, made)) + FULL.num_virtual_tokens <= serve_engine.BLOCK_SIZE
+
+
+def test_the_other_side_gets_the_same_texts() -> None:
+    asks = [Ask(ids=(5, 6), name="p1"), Ask(ids=(7,), name=None)]
+    assert bare(asks) == [Ask(ids=(5, 6)), Ask(ids=(7,))]
+    assert renamed(asks, ["a1", "a2"]) == [Ask(ids=(5, 6), name="a1"), Ask(ids=(7,), name="a2")]
+
+
+def test_sides_of_pairs_take_turns_in_being_first() -> None:
+    order: list[str] = []
+
+    def side(name: str, value: float) -> Any:
+        return lambda: (order.append(name), value)[1]
+
+    pairs = Pairs()
+    for value in (3.0, 8.0, 5.0):
+        pairs.add(side("one", value), side("other", 4.0))
+    assert order == ["one", "other", "other", "one", "one", "other"]
+    found = pairs.found(("mine", "theirs"), "ratio")
+    assert found["ratio"] == {"median": 1.25, "low": 0.75, "high": 2.0, "values": [0.75, 2.0, 1.25]}
+    assert found["tokens_a_second"]["mine"]["values"] == [3.0, 8.0, 5.0]
+    assert found["tokens_a_second"]["theirs"]["values"] == [4.0, 4.0, 4.0]
+
+
+def test_prefixes_on_disk_are_what_their_claims_say(frozen: FrozenModel, tmp_path: Path) -> None:
+    claims = write_prefixes(frozen, tmp_path, 3, 2)
+    shelf = Shelf(tmp_path)
+    assert [shelf.claim(name) for name in claims] == list(claims.values())
+    assert len({claim.content_hash for claim in claims.values()}) == 3
+
+
+def test_adapters_are_as_large_as_a_prefix(frozen: FrozenModel, tmp_path: Path) -> None:
+    """On the tiny Llama a rank is 3 layers of 2 * 64 + 2 * (64 + 32) + 2 * 64 numbers."""
+    a_rank = 3 * (4 * 64 + 2 * 96)
+    made = write_adapters(frozen, tmp_path, 2, 7 * a_rank)
+    assert (made.rank, made.num_numbers) == (8, 8 * a_rank)
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in made.folders.values())
+    assert sum(x.numel() for x in first.values()) == made.num_numbers
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+    config = json.loads((made.folders["a0001"] / "adapter_config.json").read_text())
+    assert (config["r"], config["peft_type"]) == (8, "LORA")
+
+
+def test_a_model_without_such_layers_is_said(tmp_path: Path) -> None:
+    other = FrozenModel(tiny_model("gpt2"), tiny_tokenizer(), name="a tiny GPT-2")
+    with pytest.raises(
+        BadValue, match="a tiny GPT-2 has no layers named q_proj, k_proj, v_proj, o_proj; leave the part lora out"
+    ):
+        write_adapters(other, tmp_path, 1, 100)
+
+
+@pytest.fixture(scope="module")
+def answered(frozen: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shelf, list[Ask], list[list[int]]]:
+    """Five requests, one of them to the bare model, and what transformers says, each text alone."""
+    folder = tmp_path_factory.mktemp("answered")
+    names = [*write_prefixes(frozen, folder, 4, 3), None]
+    shelf = Shelf(folder)
+    asks = [Ask(ids=ids, name=name) for ids, name in zip(texts(5, 120, random.Random(0)), names, strict=True)]
+    decoding = Decoding(max_new_tokens=6)
+    said = [generate(frozen, [x.ids], tokens_of(shelf, x), decoding)[0] for x in asks]
+    assert {len(ids) for ids in said} == {6}, "one of them ended"
+    return shelf, asks, said
+
+
+def tokens_of(shelf: Shelf, ask: Ask) -> VirtualTokens | None:
+    return None if ask.name is None else shelf.open(ask.name).artifact.tokens
+
+
+def test_right_answers_are_counted(frozen: FrozenModel, answered: tuple[Shelf, list[Ask], list[list[int]]]) -> None:
+    found = check(frozen, *answered, 16)
+    assert (found["sampled"], found["equal"], found["but_for_a_tie"]) == (5, 5, 0)
+    assert found["distinct"] > 1
+
+
+def test_an_engine_goes_on_past_the_end_token(
+    frozen: FrozenModel, answered: tuple[Shelf, list[Ask], list[list[int]]]
+) -> None:
+    """With the fourth token of an answer as the end token, what stands behind it is nobody's business."""
+    shelf, asks, said = answered
+    first, end = said[0][:3], said[0][3]
+    assert end not in first
+    before, frozen.tokenizer.eos_token = frozen.tokenizer.eos_token, frozen.tokenizer.convert_ids_to_tokens(end)
+    try:
+        assert check(frozen, shelf, asks[:1], [[*first, end, 7, 7]], 16)["equal"] == 1
+        with pytest.raises(CannotServe, match="1 of 1 answers"):
+            check(frozen, shelf, asks[:1], [[*first, end + 1, 7, 7]], 16)
+    finally:
+        frozen.tokenizer.eos_token = before
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_wrong_answer_is_not_recorded_but_for_a_tie(
+    number: int,
+    frozen: FrozenModel,
+    answered: tuple[Shelf, list[Ask], list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the second best token is said, and another than that: the first is a tie where logits are near enough."""
+    shelf, asks, said = answered
+    ids, tokens = [*asks[number].ids, *said[number][:3]], tokens_of(shelf, asks[number])
+    with frozen.bind(tokens):
+        best = frozen.model(input_ids=torch.tensor([ids])).logits[0, -1].topk(3)
+    assert best.indices[0] == said[number][3]
+    second, third = ([*said[:number], [*said[number][:3], int(x), 0, 0], *said[number + 1 :]] for x in best.indices[1:])
+    with pytest.raises(CannotServe, match="1 of 5 answers of the engine are not what transformers says"):
+        check(frozen, shelf, asks, second, 16)
+    monkeypatch.setattr(serve_check, "TIE", float(best.values[0] - best.values[1]) + 1e-3)
+    found = check(frozen, shelf, asks, second, 16)
+    assert (found["equal"], found["but_for_a_tie"]) == (4, 1)
+    with pytest.raises(CannotServe, match="1 of 5 answers"):
+        check(frozen, shelf, asks, third, 16)
+
+
+def test_the_first_error_of_a_log_is_the_cause(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text("(Worker) INFO started\n(Worker) ERROR ValueError: max_loras is 3\nRuntimeError: see above\n")
+    assert last_error(log) == "ValueError: max_loras is 3"
+    log.write_text("nothing is wrong\n")
+    assert last_error(log) is None
+
+
+def test_the_page_shows_the_record() -> None:
+    pasted = runpy.run_path(str(ROOT / "docs" / "paste_tables.py"))["pasted"]
+    page, record = PAGE.read_text(encoding="utf-8"), read(RECORD)
+    assert list(record["parts"]) == list(PARTS) == re.findall("<!-- serving: (?!machine)([a-z_]+) -->", page)
+    assert all(shown_part(name, part) in page for name, part in record["parts"].items())
+    assert pasted(page, record, "serving") == page
+    record["parts"]["own_prefixes"]["ratio_vs_bare"]["median"] += 1
+    assert pasted(page, record, "serving") != page
+
+
+def test_the_record_has_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "show", str(RECORD), "--pictures", str(tmp_path)])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == tables(read(RECORD)) + "\n"
+    assert (tmp_path / "serving-cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_adapters_that_do_not_run_are_told_of() -> None:
+    shown = SHOW["lora"]({"rank": 1, "numbers": 115_200, "max_loras": {"64": {"error": "vLLM ended: no room"}}})
+    assert "| 64 | does not run |" in shown
+    assert shown.endswith("115,200 numbers each. max_loras 64: vLLM ended: no room.")
+
+
+def test_every_part_has_a_table_and_a_title() -> None:
+    assert list(PARTS) == list(TITLES) == list(SHOW)
+
+
+def test_quick_sizes_are_of_the_same_kind() -> None:
+    assert QUICK.in_flight == QUICK.curve_requests == max(QUICK.num_prefixes) == max(QUICK.adapters) == 8
+    assert FULL.in_flight <= max(FULL.num_prefixes)
+    assert FULL.held_prefixes < max(FULL.num_prefixes)
+
+
+def test_vllm_that_is_not_there_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_engine, "find_spec", lambda _: None)
+    with pytest.raises(EngineUnavailable, match=r"vLLM is not installed.*pip install vllm") as raised:
+        run(tmp_path / "record.json", ["own_prefixes"], model="smollm2-135m")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--part", "speed"], "--part is 'speed', expected one of own_prefixes, num_prefixes"),
+        (["--engine", "other"], "--engine is 'other', expected vllm"),
+    ],
+)
+def test_wrong_flags(flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "serve", "--json", str(tmp_path / "record.json"), *flags])
+    assert done.value.code == 2
+    assert said in capsys.readouterr().err
