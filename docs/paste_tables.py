@@ -35,6 +35,7 @@ if __name__ == "__main__":
     found = {mark: read(path) for mark, path in RECORDS.items()}
     page = PAGE.read_text(encoding="utf-8")
     for mark, record in found.items():
-        draw(record, PAGE.parent)
+        if mark == "table" or "num_prefixes" in record["parts"]:
+            draw(record, PAGE.parent)
         page = pasted(page, record, mark)
     PAGE.write_text(page, encoding="utf-8")

@@ -29,7 +29,7 @@ from epigraph.errors import BadValue, CannotServe, EngineUnavailable
 from epigraph.frozen.generate import generate
 from epigraph.frozen.model import FrozenModel
 from epigraph.report.performance import read, shown_part, tables
-from epigraph.report.serving import SHOW, TITLES
+from epigraph.report.serving import SHOW, TITLES, draw
 from epigraph.virtual import VirtualTokens
 
 ROOT = Path(__file__).parents[1]
@@ -181,19 +181,25 @@ def test_the_first_error_of_a_log_is_the_cause(tmp_path: Path) -> None:
 def test_the_page_shows_the_record() -> None:
     pasted = runpy.run_path(str(ROOT / "docs" / "paste_tables.py"))["pasted"]
     page, record = PAGE.read_text(encoding="utf-8"), read(RECORD)
-    assert list(record["parts"]) == list(PARTS) == re.findall("<!-- serving: (?!machine)([a-z_]+) -->", page)
+    places = re.findall("<!-- serving: (?!machine)([a-z_]+) -->", page)
+    # A part that was not measured has no place, and is said not to be there.
+    assert list(record["parts"]) == places == [name for name in PARTS if name in record["parts"]]
+    assert all(f"`{name}`" in page or f"--part {name}`" in page for name in PARTS if name not in places)
     assert all(shown_part(name, part) in page for name, part in record["parts"].items())
     assert pasted(page, record, "serving") == page
     record["parts"]["own_prefixes"]["ratio_vs_bare"]["median"] += 1
     assert pasted(page, record, "serving") != page
 
 
-def test_the_record_has_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_record_is_shown_and_the_curve_has_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = read(RECORD)
+    spread = {"median": 0.9, "low": 0.8, "high": 1.0}
+    points = {name: {number: {"ratio_vs_bare": spread} for number in ("1", "16")} for name in ("uniform", "Zipf")}
     with pytest.raises(SystemExit) as done:
-        main(["bench", "show", str(RECORD), "--pictures", str(tmp_path)])
+        main(["bench", "show", str(RECORD)])
     assert done.value.code == 0
-    assert capsys.readouterr().out == tables(read(RECORD)) + "\n"
-    assert (tmp_path / "serving-cost.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == tables(record) + "\n"
+    assert draw(points, tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
 def test_adapters_that_do_not_run_are_told_of() -> None:

@@ -58,7 +58,7 @@ def test_chat_template() -> None:
 
 @fact(
     "a tokenizer tells its vocabulary, its special tokens and its ids for a text",
-    used_in="frozen/fingerprint.py",
+    used_in="frozen/fingerprint.py and frozen/identity.py",
     purpose="know a tokenizer again",
 )
 def test_what_a_tokenizer_tells(tmp_path: Path) -> None:

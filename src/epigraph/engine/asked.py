@@ -6,15 +6,12 @@ Knows contracts and tokenizers; it knows no engine and no file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from epigraph.contract import TextContract
 from epigraph.engine.base import Text
 from epigraph.errors import BadValue
 from epigraph.frozen.inputs import Codec, Encoded, Message, chat_template_hash
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Where nothing is to be cut off: the engine says how long a text may be.
 _NO_LIMIT = 1_000_000
@@ -40,7 +37,7 @@ def raw_contract(contract: TextContract) -> TextContract:
     return contract.model_copy(update=plain)
 
 
-def bare_contract(tokenizer: PreTrainedTokenizerBase, text: Text) -> TextContract:
+def bare_contract(tokenizer: Any, text: Text) -> TextContract:
     """How the bare model is asked: turns by the chat template, other text as the tokenizer itself begins it."""
     has_turns = not isinstance(text, str | Mapping)
     return TextContract(
