@@ -19,9 +19,9 @@ from conftest import random_prefix, save_tiny, tiny_tokenizer
 from epigraph import artifact
 from epigraph.artifact import Artifact
 from epigraph.contract import Decoding, TextContract
-from epigraph.engine.asked import bare_contract, encoded, raw_contract
 from epigraph.engine.base import Sampling, Text
 from epigraph.engine.claim import PLACEHOLDER, Claim, check_placeholders, from_params, is_salt
+from epigraph.engine.contracts import bare_contract, raw_contract
 from epigraph.engine.shelf import Shelf
 from epigraph.engine.spoken import Spoken
 from epigraph.engine.vllm_prefixes import Lowerer, Prefixes
@@ -31,7 +31,7 @@ from epigraph.errors import BadClaim, BadValue, CannotServe, GeometryMismatch, P
 from epigraph.frozen.identity import Identity, identify
 from epigraph.frozen.inputs import FIRST_SLOT, Codec, chat_template_hash
 from epigraph.frozen.model import FrozenModel
-from epigraph.tuned import Tuned
+from epigraph.tuned import Tuned, encoded
 from epigraph.virtual import SoftPrompt, VirtualTokens
 from folders import printed, refused
 

@@ -150,14 +150,26 @@ class Tuned:
 
     def encode(self, text: Text) -> Encoded:
         """The ids that ask for an answer to ``text``, the same as in training."""
-        if self.artifact.contract.is_chat:
-            if isinstance(text, Mapping):
-                raise BadValue("the artifact was trained on conversations, got fields; give a string or turns")
-            turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
-            return self.codec.question([Message(role=turn["role"], content=turn["content"]) for turn in turns])
-        if not isinstance(text, str | Mapping):
-            raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
-        return self.codec.source(_fields(text))
+        return encoded(self.codec, text)
+
+
+def encoded(codec: Codec, text: Text) -> Encoded:
+    """The ids that ask for an answer to ``text``. Raises :class:`BadValue` for one that the contract is not for."""
+    if codec.contract.is_chat:
+        if isinstance(text, Mapping):
+            raise BadValue("the artifact was trained on conversations, got fields; give a string or turns")
+        turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
+        return codec.question([_message(turn) for turn in turns])
+    if not isinstance(text, str | Mapping):
+        raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
+    return codec.source(_fields(text))
+
+
+def _message(turn: Mapping[str, str]) -> Message:
+    try:
+        return Message(role=turn["role"], content=turn["content"])
+    except KeyError as missing:
+        raise BadValue(f"a turn has no {missing}, expected role and content") from None
 
 
 def _fields(text: str | Mapping[str, str]) -> Mapping[str, str]:

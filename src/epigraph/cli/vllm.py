@@ -49,12 +49,12 @@ def request(
     import asyncio
 
     from epigraph.cli.options import changed_decoding
-    from epigraph.engine.asked import encoded
     from epigraph.engine.claim import check_id, salt_key
     from epigraph.engine.servable import refuse_unservable_contract
     from epigraph.engine.shelf import Shelf
     from epigraph.engine.vllm_prefixes import Prefixes
     from epigraph.engine.vllm_request import completion_body
+    from epigraph.tuned import encoded
 
     check_id(prefix, version, tenant)
     shelf = Shelf(prefixes)

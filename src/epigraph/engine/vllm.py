@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from epigraph.engine.asked import bare_contract, encoded, raw_contract
 from epigraph.engine.base import Engine, FinishReason, Piece, Request
 from epigraph.engine.claim import Claim, check_id, salt_key
+from epigraph.engine.contracts import bare_contract, raw_contract
 from epigraph.engine.servable import refuse_unservable_contract
 from epigraph.engine.shelf import Shelf
 from epigraph.engine.spoken import Spoken
@@ -26,6 +26,7 @@ from epigraph.errors import BadValue, EngineUnavailable, RequestFailed
 from epigraph.frozen.generate import until_end
 from epigraph.frozen.identity import Identity, identify
 from epigraph.frozen.inputs import Codec
+from epigraph.tuned import encoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

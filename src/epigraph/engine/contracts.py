@@ -1,4 +1,4 @@
-"""A request's text as the token ids that its contract makes of it, the same as in training and in Tuned.
+"""The contracts of requests that leave an artifact's own out: raw text, and the bare model.
 
 Knows contracts and tokenizers; it knows no engine and no file.
 """
@@ -11,22 +11,10 @@ from typing import Any
 from epigraph.contract import TextContract
 from epigraph.engine.base import Text
 from epigraph.errors import BadValue
-from epigraph.frozen.inputs import Codec, Encoded, Message, chat_template_hash
+from epigraph.frozen.inputs import chat_template_hash
 
 # Where nothing is to be cut off: the engine says how long a text may be.
 _NO_LIMIT = 1_000_000
-
-
-def encoded(codec: Codec, text: Text) -> Encoded:
-    """The ids that ask for an answer to ``text``. Raises :class:`BadValue` for one that the contract is not for."""
-    if codec.contract.is_chat:
-        if isinstance(text, Mapping):
-            raise BadValue("the artifact was trained on conversations, got fields; give a string or turns")
-        turns = [{"role": "user", "content": text}] if isinstance(text, str) else text
-        return codec.question([_message(turn) for turn in turns])
-    if not isinstance(text, str | Mapping):
-        raise BadValue("the artifact was trained on plain text, got a conversation; give a string")
-    return codec.source({"source": text} if isinstance(text, str) else text)
 
 
 def raw_contract(contract: TextContract) -> TextContract:
@@ -47,10 +35,3 @@ def bare_contract(tokenizer: Any, text: Text) -> TextContract:
         chat_template_hash=chat_template_hash(tokenizer) if has_turns else None,
         max_source_tokens=_NO_LIMIT,
     )
-
-
-def _message(turn: Mapping[str, str]) -> Message:
-    try:
-        return Message(role=turn["role"], content=turn["content"])
-    except KeyError as missing:
-        raise BadValue(f"a turn has no {missing}, expected role and content") from None
