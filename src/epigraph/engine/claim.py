@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from epigraph.artifact.header import MAX_VIRTUAL_TOKENS
 from epigraph.errors import BadClaim, SaltMismatch
 from epigraph.virtual import Geometry
 
@@ -23,7 +24,6 @@ from epigraph.virtual import Geometry
 PLACEHOLDER = 0
 # The one key that Epigraph uses of the parameters an engine hands to its connector.
 KEY = "epigraph"
-MAX_VIRTUAL_TOKENS = 65_536
 MAX_TENANT = 256
 
 _SALT_BEGINS = "epigraph-1."
