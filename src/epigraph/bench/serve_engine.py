@@ -221,7 +221,7 @@ def last_error(log: Path) -> str | None:
 
 
 def _children() -> list[Any]:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     found: list[Any] = psutil.Process().children(recursive=True)
     return found

@@ -15,6 +15,7 @@ from epigraph.cli import models as models_commands
 from epigraph.cli import sweep as sweep_commands
 from epigraph.cli import vllm as vllm_commands
 from epigraph.cli.evaluate import evaluate
+from epigraph.cli.fleet import fleet
 from epigraph.cli.generate import generate
 from epigraph.cli.inspect import inspect
 from epigraph.cli.lower import lower
@@ -38,6 +39,7 @@ app.add_typer(bench_commands.app, name="bench", help="Measurements beside the pe
 app.add_typer(sweep_commands.app, name="sweep", help="Many runs from one spec, cost first: run, show.")
 app.add_typer(vllm_commands.app, name="vllm", help="Prefixes on a stock vLLM server: config, request.")
 app.command()(train)
+app.command()(fleet)
 app.command()(evaluate)
 app.command()(generate)
 app.command()(inspect)

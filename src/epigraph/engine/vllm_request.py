@@ -111,6 +111,10 @@ def completion_body(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         **({} if sampling.seed is None else {"seed": sampling.seed}),
+        # Where a request is silent the server takes what the checkpoint's authors advise (generation_config.json).
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "stop": list(stop),
         # The contract's end token alone: a model's own settings may name others.
         "ignore_eos": True,

@@ -17,9 +17,9 @@ from epigraph.errors import BadValue
 from epigraph.frozen.batch import Batch
 from epigraph.frozen.classes import states_at_masks
 from epigraph.frozen.inputs import FIRST_SLOT
-from epigraph.frozen.likelihood import negative_log_likelihood
+from epigraph.frozen.likelihood import at_least_float32, negative_log_likelihood
 from epigraph.frozen.model import FrozenModel
-from epigraph.frozen.rows import Carried
+from epigraph.frozen.rows import Bound, Carried
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,17 +28,24 @@ class Head:
 
     ``first``: the first token's state; ``mean``: the mean over the text's own tokens; ``tags``: that of each word's
     first token (P-Tuning v2's setting, Liu et al. 2021b); ``mask``: what the model makes of the mask, in the space of
-    its own words (Hambardzumyan et al. 2021).
+    its own words (Hambardzumyan et al. 2021). With ``user_B`` weight and bias have U users in front, and each row of
+    the batch is classified by its own's.
     """
 
     weight_CD: Tensor
     bias_C: Tensor | None
     reads: Literal["first", "mean", "mask", "tags"]
+    user_B: Tensor | None = None
 
     def logits(self, frozen: FrozenModel, batch: Batch) -> Tensor:
         """``[S, C]`` float32: a row each, or a tagged word each, row after row."""
-        bias_C = None if self.bias_C is None else self.bias_C.float()
-        return functional.linear(self._states(frozen, batch).float(), self.weight_CD.float(), bias_C)
+        weight_CD, states_SD = at_least_float32(self.weight_CD), at_least_float32(self._states(frozen, batch))
+        states_SD, bias_C = states_SD.to(weight_CD.dtype), None if self.bias_C is None else self.bias_C.to(weight_CD)
+        if self.user_B is None:
+            return functional.linear(states_SD, weight_CD, bias_C)
+        user_S = self.user_B[batch.said_BA.nonzero()[:, 0]]
+        logits_SC = torch.einsum("sd,scd->sc", states_SD, weight_CD[user_S])
+        return logits_SC if bias_C is None else logits_SC + bias_C[user_S]
 
     def _states(self, frozen: FrozenModel, batch: Batch) -> Tensor:
         if self.reads == "mask":
@@ -54,9 +61,7 @@ class Head:
                 return states_BTD[batch.scored_BT]
 
 
-def answer_logits(
-    frozen: FrozenModel, batch: Batch, tokens: Carried, head: Head | None = None
-) -> tuple[Tensor, Tensor]:
+def answer_logits(frozen: FrozenModel, batch: Batch, tokens: Bound, head: Head | None = None) -> tuple[Tensor, Tensor]:
     """``[S, V]`` (or ``[S, C]``) logits at scored places only, row after row, and ``[S]`` what is right there.
 
     They have the model's dtype, those of a head float32. Raises :class:`BadValue` for a model that neither says
@@ -88,13 +93,18 @@ def row_log_probabilities(frozen: FrozenModel, batch: Batch, tokens: Carried) ->
     """
     logits_SV, targets_S = answer_logits(frozen, batch, tokens)
     said_S = -negative_log_likelihood(logits_SV, targets_S)
-    places = batch.scored_BT[:, 1:] if frozen.kind == "causal" else batch.said_BA
-    row_S = places.nonzero()[:, 0]
+    row_S = scored_rows(frozen, batch)
     sums_B = torch.zeros(len(batch.ids_BT), device=said_S.device).index_add(0, row_S, said_S)
     return sums_B / batch.said_BA.sum(1) if frozen.kind == "masked" else sums_B
 
 
-def _continued(frozen: FrozenModel, batch: Batch, tokens: Carried) -> tuple[Tensor, Tensor]:
+def scored_rows(frozen: FrozenModel, batch: Batch) -> Tensor:
+    """``[S]``: the row of each place that :func:`answer_logits` gives."""
+    places = batch.scored_BT[:, 1:] if frozen.kind == "causal" else batch.said_BA
+    return places.nonzero()[:, 0]
+
+
+def _continued(frozen: FrozenModel, batch: Batch, tokens: Bound) -> tuple[Tensor, Tensor]:
     next_scored = torch.zeros_like(batch.scored_BT)
     next_scored[:, :-1] = batch.scored_BT[:, 1:]
     with frozen.bind(tokens, sources=batch.sources), frozen.scored(next_scored):
@@ -102,7 +112,7 @@ def _continued(frozen: FrozenModel, batch: Batch, tokens: Carried) -> tuple[Tens
     return out.logits[0], batch.ids_BT[:, 1:][batch.scored_BT[:, 1:]]
 
 
-def _answered(frozen: FrozenModel, batch: Batch, tokens: Carried) -> tuple[Tensor, Tensor]:
+def _answered(frozen: FrozenModel, batch: Batch, tokens: Bound) -> tuple[Tensor, Tensor]:
     """The decoder reads its own start tokens and the answer without its last token."""
     start = torch.tensor(frozen.decoder_start, device=batch.ids_BT.device).expand(len(batch.ids_BT), -1)
     decoder_BA = torch.cat([start, batch.answer_BA[:, :-1]], dim=1)

@@ -15,10 +15,10 @@ _PIECE = 4 << 20
 
 
 def negative_log_likelihood(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
-    """``[S]`` float32, in nats: what ``cross_entropy(logits.float(), targets, reduction="none")`` is.
+    """``[S]`` float32 (float64 of such logits), in nats: what ``cross_entropy(logits.float(), targets)`` is of each.
 
-    Computed in float32 piece by piece, from logits of any dtype, so that there is no float32 copy of them and no
-    table of probabilities; the backward pass makes the gradient of the logits and nothing beside it.
+    Computed piece by piece, from logits of any dtype, so that there is no float32 copy of them and no table of
+    probabilities; the backward pass makes the gradient of the logits and nothing beside it.
     """
     found: Tensor = _NegativeLogLikelihood.apply(logits_SV, targets_S)  # type: ignore[no-untyped-call]
     return found
@@ -28,9 +28,9 @@ class _NegativeLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_SV: Tensor, targets_S: Tensor) -> Tensor:
         rows = _rows(logits_SV)
-        sum_S = torch.cat([piece.float().logsumexp(1) for piece in logits_SV.split(rows)])
+        sum_S = torch.cat([at_least_float32(piece).logsumexp(1) for piece in logits_SV.split(rows)])
         ctx.save_for_backward(logits_SV, sum_S, targets_S)
-        return sum_S - logits_SV.gather(1, targets_S[:, None]).squeeze(1).float()
+        return sum_S - at_least_float32(logits_SV.gather(1, targets_S[:, None]).squeeze(1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -41,9 +41,14 @@ class _NegativeLogLikelihood(torch.autograd.Function):
         pieces = (x.split(rows) for x in (out_SV, logits_SV, sum_S[:, None], grad_S[:, None], targets_S[:, None]))
         for out, logits, total, grad, target in zip(*pieces, strict=True):
             # In float32 to the end: of a probability near 1, less 1, bf16 would leave nothing.
-            made = (logits.float() - total).exp_().mul_(grad)
+            made = (at_least_float32(logits) - total).exp_().mul_(grad)
             out.copy_(made.scatter_add_(1, target, -grad))
         return out_SV, None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is that."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _rows(logits_SV: Tensor) -> int:

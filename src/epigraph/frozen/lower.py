@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from epigraph.errors import CannotLower
 from epigraph.frozen.attention import ARGUMENT, Call, Run, Slot
 from epigraph.frozen.geometry import Kind
+from epigraph.frozen.likelihood import at_least_float32
 from epigraph.virtual import Geometry, KVPrefix, LayerKV, Site, SoftPrompt
 
 
@@ -24,15 +25,18 @@ def lowered(
 ) -> KVPrefix:
     """The keys and values of embeddings ``[P, E]`` at positions 0 to P - 1, float32, with the graph back to them.
 
-    ``text_start`` is P, and visibility ``window``: what the model itself would see.
+    ``text_start`` is P, and visibility ``window``: what the model itself would see. Of ``[U, P, E]``, those of U
+    prompts in one, U in front of every tensor.
     """
     seen: dict[nn.Module, Call] = {}
     run = Run(slots=slots, seen=seen)
-    embeddings_1PE = embeddings_PE[None].to(model.device, model.dtype)
-    mask = torch.ones(embeddings_1PE.shape[:2], dtype=torch.long, device=model.device)
+    is_one = embeddings_PE.ndim == 2
+    embeddings_UPE = (embeddings_PE[None] if is_one else embeddings_PE).to(model.device, model.dtype)
+    mask = torch.ones(embeddings_UPE.shape[:2], dtype=torch.long, device=model.device)
     # Without the head: what is wanted is what the layers saw.
-    model.base_model(inputs_embeds=embeddings_1PE, attention_mask=mask, use_cache=False, **{ARGUMENT: run})
-    return KVPrefix(sites=_kept(seen, slots, geometry), text_start=len(embeddings_PE), visibility="window")
+    model.base_model(inputs_embeds=embeddings_UPE, attention_mask=mask, use_cache=False, **{ARGUMENT: run})
+    made = KVPrefix(sites=_kept(seen, slots, geometry), text_start=embeddings_UPE.shape[1], visibility="window")
+    return made.map(lambda x: x[0]) if is_one else made
 
 
 def read_alone(
@@ -49,16 +53,17 @@ def read_alone(
     if model.config.is_encoder_decoder:
         given |= {"decoder_input_ids": text, "use_cache": False}
     model(**given, **{ARGUMENT: Run(slots=slots, seen=seen)})
-    return KVPrefix(sites=_kept(seen, slots, geometry), text_start=0)
+    return KVPrefix(sites=_kept(seen, slots, geometry), text_start=0).map(lambda x: x[0])
 
 
 def _kept(
     seen: Mapping[nn.Module, Call], slots: Mapping[nn.Module, Slot], geometry: Geometry
 ) -> dict[Site, tuple[LayerKV | None, ...]]:
+    """``[B, P, K, H]`` each, one a row of the forward that was seen."""
     sites: dict[Site, list[LayerKV | None]] = {site: [None] * len(x) for site, x in geometry.sites.items()}
     for module, call in seen.items():
         slot = slots[module]
-        k, v = (x[0].transpose(0, 1).float() for x in (call.key, call.value))
+        k, v = (at_least_float32(x.transpose(1, 2)) for x in (call.key, call.value))
         sites[slot.site][slot.layer] = LayerKV(keys_PKH=k, values_PKH=v)
     return {site: tuple(x) for site, x in sites.items()}
 

@@ -28,7 +28,7 @@ from epigraph.frozen.lower import lowered, read_alone, refuse_lowering, refuse_p
 from epigraph.frozen.packing import packing_of
 from epigraph.frozen.recompute import recompute, refuse_reentrant
 from epigraph.frozen.resolve import Checkpoint, public_name, resolve
-from epigraph.frozen.rows import Rows, rows_for
+from epigraph.frozen.rows import Bound, Rows, rows_for
 from epigraph.virtual import KVPrefix, SoftPrompt, VirtualTokens
 
 # What is bound in this thread or task, by model; a forward reads it once, on entry, and carries it from there.
@@ -108,10 +108,7 @@ class FrozenModel:
 
     @cached_property
     def packs(self) -> bool:
-        """Whether rows are packed where logits are :meth:`scored`: no number changes, and padding costs nothing.
-
-        Found by trying, once; may be set.
-        """
+        """Whether rows are packed where logits are :meth:`scored`, found by trying, once: no number changes."""
         return self.kind == "causal" and scored.can_pack(self.model, self._slots, self._position_offset)
 
     @property
@@ -132,19 +129,19 @@ class FrozenModel:
     @contextmanager
     def bind(
         self,
-        prefix: VirtualTokens | Sequence[VirtualTokens | None] | None,
+        prefix: Bound,
         *,
         copies: int = 1,
         sources: Sequence[int] | None = None,
     ) -> Iterator[None]:
         """Let every forward of the model in this block, and in this thread, carry ``prefix``.
 
-        Soft prompts in front are lowered on entry, once each, so that their tokens are computed once and not once a
-        row; placed ones fill the slots of the text.
+        Soft prompts in front are lowered on entry, once each and not once a row; placed ones fill the text's slots.
 
         One prefix serves batches of any size; a sequence names one prefix (or None) for each row, ``copies`` times
         over in a row, which is how beam search lays its beams out. The text of a row starts at its own prefix's
         ``text_start``, whatever the padding and the neighbours; position ids given to the model count text tokens.
+        ``Stacked`` (rows.py) is one a row too, of users whose virtual tokens are one tensor.
         ``sources`` are the numbers of source tokens, one a row, for an infix, which stands behind them.
         None is the bare model, said on purpose: while another thread has something bound, a forward of a thread that
         has nothing raises :class:`LostBinding`, because a thread started inside a block does not inherit it.
@@ -264,26 +261,28 @@ class FrozenModel:
         some = range(0, vocabulary, max(1, vocabulary // 4_096))
         return float(self.embed(some).float().pow(2).mean().sqrt())
 
-    def lower(self, tokens: VirtualTokens) -> KVPrefix:
+    def lower(self, tokens: VirtualTokens, *, several: bool = False) -> KVPrefix:
         """Virtual tokens as keys and values: a soft prompt by one forward pass over it alone, with its graph.
 
         In a causal decoder nothing after a leading prompt changes it, so the result is exact: text behind it gives the
         logits that it gives behind the embeddings, and the same gradients. It carries ``window`` visibility. Keys and
         values come as they are. Raises :class:`CannotLower`, and :class:`GeometryMismatch` for another model's tokens.
+        ``several``: those of several users in one, who stand in front in every tensor.
         """
-        tokens.check(self.geometry)
+        one = tokens.map(lambda x: x[0]) if several else tokens
+        one.check(self.geometry)
         if isinstance(tokens, KVPrefix):
             return tokens
         refuse_lowering(self.model, self.kind, tokens)
         return lowered(self.model, self._slots, self.geometry, tokens.embeddings_PE)
 
-    def carried(self, tokens: VirtualTokens) -> VirtualTokens:
+    def carried(self, tokens: VirtualTokens, *, several: bool = False) -> VirtualTokens:
         """Virtual tokens as a forward carries them: lowered, or as they are where they stand at slots of the text."""
         if tokens.placed:
-            tokens.check(self.geometry)
+            (tokens.map(lambda x: x[0]) if several else tokens).check(self.geometry)
             refuse_placing(self.model)
             return tokens
-        return self.lower(tokens)
+        return self.lower(tokens, several=several)
 
     def hidden(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """``[B, T, D]``: what an encoder's last layer makes of a text; what a head reads."""

@@ -63,17 +63,28 @@ def filled(embeddings: nn.Module, rows: Rows, ids_BT: Tensor) -> Tensor:
     """``[B, T, E]``: the embeddings of the text with each slot's virtual token in its place, with the graph to it."""
     slots_BT = ids_BT >= FIRST_SLOT
     text_BTE: Tensor = embeddings(torch.where(slots_BT, 0, ids_BT))
-    longest = max(0 if x is None else len(x) for x in rows.prompts)
-    padded = [
-        text_BTE.new_zeros(longest, text_BTE.shape[-1])
-        if x is None
-        else nn.functional.pad(x.to(text_BTE), (0, 0, 0, longest - len(x)))
-        for x in rows.prompts
-    ]
-    prompts_UPE = torch.stack([*padded, text_BTE.new_zeros(longest, text_BTE.shape[-1])])
-    number_B = torch.zeros(len(ids_BT), dtype=torch.long, device=ids_BT.device) if rows.row_of is None else rows.row_of
+    prompts_UPE, number_B = _prompts(rows, text_BTE)
     place_BT = torch.where(slots_BT, ids_BT - FIRST_SLOT, 0)
     return torch.where(slots_BT[..., None], prompts_UPE[number_B[:, None], place_BT], text_BTE)
+
+
+def _prompts(rows: Rows, like_BTE: Tensor) -> tuple[Tensor, Tensor]:
+    """``[U, P, E]``: the distinct prompts, padded, one of zeros behind them; ``[B]``: which one each row carries."""
+    if rows.stack is not None and rows.user_B is not None:
+        prompts_UPE = rows.stack.tokens.embeddings_PE
+        assert prompts_UPE is not None, "slots are expected of placed prompts only"
+        return prompts_UPE.to(like_BTE), rows.user_B
+    longest = max(0 if x is None else len(x) for x in rows.prompts)
+    padded = [
+        like_BTE.new_zeros(longest, like_BTE.shape[-1])
+        if x is None
+        else nn.functional.pad(x.to(like_BTE), (0, 0, 0, longest - len(x)))
+        for x in rows.prompts
+    ]
+    prompts_UPE = torch.stack([*padded, like_BTE.new_zeros(longest, like_BTE.shape[-1])])
+    if rows.row_of is None:
+        return prompts_UPE, torch.zeros(len(like_BTE), dtype=torch.long, device=like_BTE.device)
+    return prompts_UPE, rows.row_of
 
 
 def _columns(rows: Rows, ids_BT: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ U distinct virtual tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +16,28 @@ from torch import Tensor, nn
 from epigraph.errors import BadValue, BatchMismatch
 from epigraph.virtual import KVPrefix, LayerKV, Site, VirtualTokens
 
-# What binds: one for all rows, one a row, or the bare model.
-Carried = VirtualTokens | Sequence[VirtualTokens | None] | None
 # What a row carries in attention whose virtual tokens stand in its text.
 _NOTHING = KVPrefix(sites={}, text_start=0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Stacked:
+    """The virtual tokens of U users in one, each tensor with U in front; row b of a batch carries number ``row_of[b]``.
+
+    What U separate ones would be, for less: users who are trained together have one length and one place.
+    """
+
+    tokens: VirtualTokens
+    row_of: Sequence[int]
+
+    def one(self, number: int) -> VirtualTokens:
+        """Those of one user."""
+        return self.tokens.map(lambda x: x[number])
+
+
+# What binds: one for all rows, one a row, or the bare model; and several users' in one, a row each.
+Carried = VirtualTokens | Sequence[VirtualTokens | None] | None
+Bound = Carried | Stacked
 
 
 class Rows:
@@ -26,7 +45,7 @@ class Rows:
 
     ``length_U``, ``start_U``, ``always_U`` and ``late_U`` describe the distinct prefixes, with one empty prefix at the
     end for the rows that carry none. ``copies`` rows in a row are beams of one text; ``source_B`` is the number of
-    text tokens in each row that ask, which an infix needs.
+    text tokens in each row that ask, which an infix needs. ``stack``: in all but numbers its rows carry one thing.
     """
 
     def __init__(
@@ -37,7 +56,10 @@ class Rows:
         *,
         copies: int = 1,
         sources: Sequence[int] | None = None,
+        stack: Stacked | None = None,
     ) -> None:
+        self.stack = stack
+        self.user_B = None if stack is None else torch.tensor(list(stack.row_of), device=device)
         self.tokens = tuple(tokens)
         self.prefixes = tuple(x if isinstance(x, KVPrefix) else _NOTHING for x in tokens)
         self.prompts = tuple(x.embeddings_PE for x in tokens)
@@ -63,13 +85,14 @@ class Rows:
 
         Raises :class:`BatchMismatch` unless such a batch can carry them.
         """
-        if self.row_of is None or len(self.row_of) == num_rows:
+        bound = self.row_of if self.user_B is None else self.user_B
+        if bound is None or len(bound) == num_rows:
             return self
-        if self.copies > 1 and len(self.row_of) == num_rows * self.copies:
+        if self.row_of is not None and self.copies > 1 and len(bound) == num_rows * self.copies:
             sources = None if self.source_B is None else self.source_B.tolist()[:: self.copies]
             return Rows(self.tokens, self.row_of.tolist()[:: self.copies], self.device, sources=sources)
         raise BatchMismatch(
-            f"prefixes are bound for {len(self.row_of)} rows, the batch has {num_rows}; bind one prefix a row "
+            f"prefixes are bound for {len(bound)} rows, the batch has {num_rows}; bind one prefix a row "
             "(with copies=num_beams under beam search), or a single prefix for all"
         )
 
@@ -87,6 +110,13 @@ class Rows:
 
     def stacked(self, site: Site, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The rows' virtual keys and values, left-padded, each ``[B or 1, K, P, H]`` in ``like``'s dtype."""
+        if self.stack is not None:
+            assert isinstance(self.stack.tokens, KVPrefix), "placed prompts have nothing in front"
+            kv = _at(self.stack.tokens, site, layer)
+            assert kv is not None, "num_columns is 0 there"
+            both_UPKH = (x.to(like.dtype) for x in (kv.keys_PKH, kv.values_PKH))
+            k_BKPH, v_BKPH = (x[self.user_B].transpose(1, 2) for x in both_UPKH)
+            return k_BKPH, v_BKPH
         keys, values = [], []
         for prefix in self.prefixes:
             kv = _at(prefix, site, layer)
@@ -114,8 +144,8 @@ def _at(prefix: KVPrefix, site: Site, layer: int) -> LayerKV | None:
 
 
 def rows_for(
-    tokens: Carried,
-    carried: Callable[[VirtualTokens], VirtualTokens],
+    tokens: Bound,
+    carried: Callable[..., VirtualTokens],
     device: torch.device,
     *,
     copies: int,
@@ -125,6 +155,9 @@ def rows_for(
     laid_out = None if sources is None else [number for number in sources for _ in range(copies)]
     if tokens is None:
         return Rows([], None, device)
+    if isinstance(tokens, Stacked):
+        made = replace(tokens, tokens=carried(tokens.tokens, several=True))
+        return Rows([made.one(0)], None, device, sources=sources, stack=made)
     if isinstance(tokens, VirtualTokens):
         return Rows([carried(tokens)], None, device, sources=laid_out)
     distinct: dict[int, tuple[int, VirtualTokens]] = {}

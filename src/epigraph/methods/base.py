@@ -99,6 +99,28 @@ class Method(nn.Module, ABC):
         return sum(x.numel() for x in self.parameters() if x.requires_grad)
 
 
+class Maker(Method):
+    """A method of virtual tokens that are some numbers first: what trains many users at once makes those together.
+
+    ``dropout`` falls on the first of the numbers.
+    """
+
+    dropout: float
+
+    @abstractmethod
+    def numbers(self) -> tuple[Tensor, ...]:
+        """``[P, ...]`` each, float32: all that is trained has gone into them, and nothing that is drawn."""
+
+    @abstractmethod
+    def tokens(self, *numbers: Tensor) -> VirtualTokens:
+        """The virtual tokens made of ``numbers``; of ``[U, P, ...]`` each, those of U users in one, U in front."""
+
+    def forward(self) -> VirtualTokens:
+        """The virtual tokens as they are now."""
+        first, *rest = self.numbers()
+        return self.tokens(nn.functional.dropout(first, self.dropout, self.training), *rest)
+
+
 def flatten(prefix: KVPrefix, sites: Iterable[Site] | None = None) -> Tensor:
     """``[P, N]``: each virtual token's keys and values at ``sites`` (none: all it has), as one row of N numbers.
 
@@ -114,15 +136,18 @@ def flatten(prefix: KVPrefix, sites: Iterable[Site] | None = None) -> Tensor:
 
 
 def unflatten(flat_PN: Tensor, geometry: Geometry, *, text_start: int, visibility: Visibility) -> KVPrefix:
-    """The inverse of :func:`flatten` for a model of ``geometry``; raises :class:`GeometryMismatch` on another N."""
+    """The inverse of :func:`flatten` for a model of ``geometry``; raises :class:`GeometryMismatch` on another N.
+
+    What stands before ``[P, N]`` stays in front of every tensor.
+    """
     want = geometry.numbers_per_token()
-    if flat_PN.shape[1] != want:
-        raise GeometryMismatch(f"{flat_PN.shape[1]} numbers a virtual token, the model takes {want}")
+    if flat_PN.shape[-1] != want:
+        raise GeometryMismatch(f"{flat_PN.shape[-1]} numbers a virtual token, the model takes {want}")
     shapes = [
         (site, x.num_kv_heads, x.head_dim) for site, layers in geometry.sites.items() for x in layers for _ in range(2)
     ]
-    parts = flat_PN.split([k * h for _, k, h in shapes], dim=1)
-    tensors = [part.unflatten(1, (k, h)) for part, (_, k, h) in zip(parts, shapes, strict=True)]
+    parts = flat_PN.split([k * h for _, k, h in shapes], dim=-1)
+    tensors = [part.unflatten(-1, (k, h)) for part, (_, k, h) in zip(parts, shapes, strict=True)]
     sites: dict[Site, list[LayerKV | None]] = {site: [] for site in geometry.sites}
     for (site, _, _), keys, values in zip(shapes[::2], tensors[::2], tensors[1::2], strict=True):
         sites[site].append(LayerKV(keys_PKH=keys, values_PKH=values))

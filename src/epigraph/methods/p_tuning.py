@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from epigraph.errors import BadValue
-from epigraph.methods.base import Method
+from epigraph.methods.base import Maker
 from epigraph.methods.initial import EmbeddingInitial, FirstEmbeddings
 from epigraph.methods.raw import Raw
 from epigraph.virtual import SoftPrompt
@@ -46,7 +46,7 @@ class PTuningConfig(FirstEmbeddings):
         return self.initial if self.parameterization == "raw" else None
 
 
-class PTuning(Method):
+class PTuning(Maker):
     """Trained embeddings ``[P, E]`` for the slots of a template, in order.
 
     ``first_PE`` are the first values, of which an encoder uses the shape only; ``scale`` is the root mean square of the
@@ -56,7 +56,7 @@ class PTuning(Method):
 
     def __init__(self, config: PTuningConfig, first_PE: Tensor, scale: float) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dropout = config, config.dropout
         self.scale = scale if config.relative_scale else 1.0
         num_tokens, width = first_PE.shape
         if config.num_virtual_tokens not in (None, num_tokens):
@@ -69,11 +69,13 @@ class PTuning(Method):
         else:
             self.encoder = PromptEncoder(num_tokens, width, config.hidden_width or width, config.parameterization)
 
-    def forward(self) -> SoftPrompt:
+    def numbers(self) -> tuple[Tensor]:
+        """``[P, E]``."""
+        return (self.raw() if self.config.parameterization == "raw" else self.scale * self.encoder(),)
+
+    def tokens(self, *numbers: Tensor) -> SoftPrompt:
         """The placed prompt, float32."""
-        made_PE = self.raw() if self.config.parameterization == "raw" else self.scale * self.encoder()
-        made_PE = nn.functional.dropout(made_PE, self.config.dropout, self.training)
-        return SoftPrompt(embeddings_PE=made_PE, placed=True)
+        return SoftPrompt(embeddings_PE=numbers[0], placed=True)
 
 
 class PromptEncoder(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from epigraph.methods.base import Method, flatten, unflatten
+from epigraph.methods.base import Maker, flatten, unflatten
 from epigraph.methods.raw import Raw
 from epigraph.virtual import Geometry, KVPrefix, Site, Visibility
 
@@ -94,7 +94,7 @@ class PrefixTuningConfig(BaseModel):
         return "text" if self.parameterization == "raw" else None
 
 
-class PrefixTuning(Method):
+class PrefixTuning(Maker):
     """Trained keys and values in every layer: ``P_theta`` of eq. 3, free or behind the MLP of section 4.3.
 
     ``initial`` gives the first values, and is required unless an MLP starts from its own random weights; ``read_PE``
@@ -110,7 +110,7 @@ class PrefixTuning(Method):
         read_PE: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.dropout = config, config.dropout
         self.geometry = geometry.only(geometry.sites if config.sites is None else config.sites)
         self.text_start = geometry.text_start(config.num_virtual_tokens) if initial is None else initial.text_start
         first_PN = None if initial is None else flatten(initial, self.geometry.sites)
@@ -127,15 +127,19 @@ class PrefixTuning(Method):
         if self.read is not None:
             self.text_start = 0
 
-    def forward(self) -> KVPrefix:
-        """The prefix, float32; in a causal decoder ``text_start`` = P."""
+    def numbers(self) -> tuple[Tensor, ...]:
+        """``[P, N]``: a token's keys and values in a row, without the sinks; and ``[P, E]`` that an infix reads."""
         flat_PN = torch.cat([free() for free in self.free], dim=1)
-        flat_PN = nn.functional.dropout(flat_PN, self.config.dropout, self.training)
+        return (flat_PN,) if self.read is None else (flat_PN, self.read())
+
+    def tokens(self, *numbers: Tensor) -> KVPrefix:
+        """The prefix, float32; in a causal decoder ``text_start`` = P."""
+        flat_PN, *read = numbers
         if len(self.sinks_SN):
-            flat_PN = torch.cat([self.sinks_SN, flat_PN])
+            flat_PN = torch.cat([self.sinks_SN.expand(*flat_PN.shape[:-2], -1, -1), flat_PN], dim=-2)
         visibility: Visibility = "answer" if self.config.is_infix else self.config.visibility
         made = unflatten(flat_PN, self.geometry, text_start=self.text_start, visibility=visibility)
-        return made if self.read is None else replace(made, embeddings_PE=self.read())
+        return replace(made, embeddings_PE=read[0]) if read else made
 
 
 def _free(config: PrefixTuningConfig, geometry: Geometry, first_PN: Tensor | None) -> nn.Module:

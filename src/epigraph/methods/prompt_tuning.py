@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from epigraph.methods.base import Method
+from epigraph.methods.base import Maker
 from epigraph.methods.initial import EmbeddingInitial, FirstEmbeddings
 from epigraph.methods.raw import Raw
 from epigraph.virtual import SoftPrompt
@@ -49,7 +49,7 @@ class PromptTuningConfig(FirstEmbeddings):
         return None if self.parameterization == "mlp" else self.initial
 
 
-class PromptTuning(Method):
+class PromptTuning(Maker):
     """Trained input embeddings ``[P, E]``.
 
     ``first_PE`` are the first values, which ``mlp`` does not use; ``scale`` is the root mean square of the model's
@@ -61,7 +61,7 @@ class PromptTuning(Method):
     def __init__(self, config: PromptTuningConfig, first_PE: Tensor, scale: float, *, placed: bool = False) -> None:
         super().__init__()
         self.placed = placed
-        self.config = config
+        self.config, self.dropout = config, config.dropout
         self.scale = scale if config.relative_lr else 1.0
         width = first_PE.shape[1]
         if config.parameterization == "mlp":
@@ -75,15 +75,17 @@ class PromptTuning(Method):
                 nn.Linear(width, config.mlp_width), nn.ReLU(), nn.Linear(config.mlp_width, width), nn.LayerNorm(width)
             )
 
-    def forward(self) -> SoftPrompt:
-        """The prompt, float32."""
+    def numbers(self) -> tuple[Tensor]:
+        """``[P, E]``."""
         match self.config.parameterization:
             case "mlp":
-                made_PE = self.scale * self.network(self.inputs)
+                return (self.scale * self.network(self.inputs),)
             case "residual":
                 plain_PE = self.plain()
-                made_PE = plain_PE + self.scale * self.network(plain_PE / self.scale)
+                return (plain_PE + self.scale * self.network(plain_PE / self.scale),)
             case "raw":
-                made_PE = self.plain()
-        made_PE = nn.functional.dropout(made_PE, self.config.dropout, self.training)
-        return SoftPrompt(embeddings_PE=made_PE, placed=self.placed)
+                return (self.plain(),)
+
+    def tokens(self, *numbers: Tensor) -> SoftPrompt:
+        """The prompt, float32."""
+        return SoftPrompt(embeddings_PE=numbers[0], placed=self.placed)

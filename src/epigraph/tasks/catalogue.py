@@ -90,18 +90,27 @@ def own_data(train: Path, dev: Path | None, test: Path | None, name: str, labels
     answers are scored by accuracy. Raises what :func:`~epigraph.tasks.rows.read_rows` raises, :class:`BadRows` where
     one file is chat and another is plain, and :class:`BadValue` for labels that no answer could be told apart by.
     """
-    _check_labels(labels)
+    check_labels(labels)
     given = {"train": train, "dev": dev, "test": test}
     files = {split: path for split, path in given.items() if path is not None}
-    rows = {split: read_rows(path, labels) for split, path in files.items()}
+    return own_rows({split: read_rows(path, labels) for split, path in files.items()}, files, name, labels)
+
+
+def own_rows(
+    rows: Mapping[str, Sequence[Example]], files: Mapping[str, Path], name: str, labels: tuple[str, ...] = ()
+) -> Task:
+    """A user's own rows as the task :func:`own_data` makes of them: by split, with the file that they come from.
+
+    Raises :class:`BadRows` where the rows of one split are chat and those of another are plain.
+    """
     is_chat = bool(rows["train"][0].turns)
     for split, examples in rows.items():
         if bool(examples[0].turns) != is_chat:
             kinds = ("chat rows", "plain rows") if is_chat else ("plain rows", "chat rows")
-            raise BadRows(f"{files[split]}: got {kinds[1]}, expected {kinds[0]} as in {train}")
+            raise BadRows(f"{files[split]}: got {kinds[1]}, expected {kinds[0]} as in {files['train']}")
     task = Task(
         name=name,
-        summary=f"your own {'conversations' if is_chat else 'rows'} from {train}",
+        summary=f"your own {'conversations' if is_chat else 'rows'} from {files['train']}",
         instruction="Write the text that belongs to the input.",
         splits={split: partial(list, examples) for split, examples in rows.items()},
         score=score_texts,
@@ -122,7 +131,8 @@ def _labelled(task: Task, labels: tuple[str, ...]) -> Task:
     )
 
 
-def _check_labels(labels: tuple[str, ...]) -> None:
+def check_labels(labels: tuple[str, ...]) -> None:
+    """Raise :class:`BadValue` for labels that no answer could be told apart by."""
     for number, label in enumerate(labels):
         if not label or label != label.strip() or label in labels[:number]:
             raise BadValue(

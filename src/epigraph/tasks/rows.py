@@ -41,14 +41,46 @@ def read_rows(path: Path, labels: Sequence[str] = ()) -> list[Example]:
 
     Raises :class:`BadRows` with all bad rows, :class:`DataNotFound` and :class:`UnknownFormat`.
     """
+    return judged(path, read_data(path), labels)
+
+
+def read_data(path: Path) -> bytes:
+    """What a file of rows holds, unpacked. Raises what :func:`read_rows` raises of a file that cannot be read."""
+    return read_whole(path, zipped=suffix_of(path).endswith(".gz"))
+
+
+def judged(path: Path, data: bytes, labels: Sequence[str] = (), numbers: Sequence[int] | None = None) -> list[Example]:
+    """The rows in ``data`` as :func:`read_rows` reads them, where ``data`` are lines of ``path``.
+
+    ``numbers`` are those of the lines (:func:`lines_of`) in the file, for each its own; None where they are all there.
+    """
+    is_csv = suffix_of(path) == ".csv"
+    rows = ((numbers[line - 1] if numbers else line, row) for line, row in numbered_rows(path, data))
+    return _examples(path, rows, _CSV_SHAPE if is_csv else f"one row a line: {_ROW_SHAPE}", labels)
+
+
+def numbered_rows(path: Path, data: bytes, columns: Sequence[str] = ()) -> Iterator[tuple[int, object]]:
+    """Every row in ``data`` before it is judged, with the number of its first line; a Fault where it cannot be read.
+
+    A header of CSV has to have the ``columns`` beside those of every file; fields of JSON are not looked at.
+    """
+    return _csv_rows(data, columns) if suffix_of(path) == ".csv" else json_lines(data, _ROW_SHAPE)
+
+
+def lines_of(path: Path, data: bytes) -> list[bytes]:
+    """The lines of ``data``, each with its end, as rows are numbered by them; a row of CSV may take several."""
+    if suffix_of(path) == ".csv":
+        return [x.encode("utf-8", "surrogateescape") for x in _text_of(data)]
+    return io.BytesIO(data).readlines()
+
+
+def suffix_of(path: Path) -> str:
+    """The one of the SUFFIXES that the name ends in; raises :class:`UnknownFormat` for any other name."""
     suffix = next((x for x in sorted(SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(x)), None)
     if suffix is None:
         got = "a folder, expected a file" if path.is_dir() else f"a file named {path.name}, expected one"
         raise UnknownFormat(f"{path}: got {got} that ends in {', '.join(SUFFIXES)}; convert it or name another")
-    data = read_whole(path, zipped=suffix.endswith(".gz"))
-    if suffix == ".csv":
-        return _examples(path, _csv_rows(data), _CSV_SHAPE, labels)
-    return _examples(path, json_lines(data, _ROW_SHAPE), f"one row a line: {_ROW_SHAPE}", labels)
+    return suffix
 
 
 def _examples(path: Path, rows: Iterable[tuple[int, object]], shape: str, labels: Sequence[str] = ()) -> list[Example]:
@@ -71,9 +103,13 @@ def _examples(path: Path, rows: Iterable[tuple[int, object]], shape: str, labels
 # Reading: each yields (line number, row), where a row that could not be read at all is the fault itself.
 
 
-def _csv_rows(data: bytes) -> Iterator[tuple[int, object]]:
+def _text_of(data: bytes) -> io.StringIO:
     # Bytes that are not UTF-8 survive as lone surrogates, so that the field they stand in is reported.
-    reader = csv.reader(io.StringIO(data.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+    return io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
+
+
+def _csv_rows(data: bytes, columns: Sequence[str] = ()) -> Iterator[tuple[int, object]]:
+    reader = csv.reader(_text_of(data), strict=True)
     header: list[str] | None = None
     has_rows = False
     while True:
@@ -93,7 +129,7 @@ def _csv_rows(data: bytes) -> Iterator[tuple[int, object]]:
         has_rows = header is not None
         if header is None:
             header = [x.strip() for x in cells]
-            faults = list(_header_faults(header))
+            faults = list(_header_faults(header, (*_CSV, *columns)))
             if faults:
                 yield from ((line, fault) for fault in faults)
                 return
@@ -113,14 +149,14 @@ def _csv_row(header: list[str], cells: list[str]) -> object:
 # Judging: each yields what is wrong; nothing yielded means that the row is good.
 
 
-def _header_faults(header: list[str]) -> Iterator[Fault]:
+def _header_faults(header: list[str], wanted: tuple[str, ...]) -> Iterator[Fault]:
     other = [words for mark, words in _OTHER_DELIMITERS.items() if mark in header[0]]
     if len(header) == 1 and other:
         yield Fault(where="header", got=f"{quoted(header[0])}, cells between {other[0]}", expected="commas")
         return
-    misspelt = misspelt_names(header, _CSV)
+    misspelt = misspelt_names(header, wanted)
     yield from misspelt_faults(misspelt)
-    for name in _CSV:
+    for name in wanted:
         if name not in header and name not in misspelt.values():
             got = f"the columns {quoted(', '.join(header))}"
             yield Fault(where=f"field {name}", got=got, expected="one of that name; the first row is the header")

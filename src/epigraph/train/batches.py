@@ -40,12 +40,19 @@ def endless(
     rows: Sequence[Encoded], batch_size: int, seed: int, fill: int, *, buckets: bool, skip: int = 0
 ) -> Iterator[Batch]:
     """Batches, epoch after epoch, for ever; from the one after the first ``skip`` on."""
+    for numbers in endless_numbers(rows, batch_size, seed, buckets=buckets, skip=skip):
+        yield collate([rows[i] for i in numbers], fill)
+
+
+def endless_numbers(
+    rows: Sequence[Encoded], batch_size: int, seed: int, *, buckets: bool, skip: int = 0
+) -> Iterator[list[int]]:
+    """:func:`endless`, but for the numbers of each batch's rows."""
     generator = random.Random(seed)
     lengths = [length(row) for row in rows]
     while True:
         batches = epoch(lengths, batch_size, generator, buckets=buckets)
-        for numbers in batches[skip:]:
-            yield collate([rows[i] for i in numbers], fill)
+        yield from batches[skip:]
         skip = max(0, skip - len(batches))
 
 

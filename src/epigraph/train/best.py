@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from epigraph.methods.base import Method
 from epigraph.train.parts import TrainingPart
 
 
 class Best:
     """Remembers the best development score's parameters, and how many scores ago it was."""
 
-    def __init__(self, method: Method, plan: TrainingPart) -> None:
-        self._method = method
+    def __init__(self, plan: TrainingPart) -> None:
         self._plan = plan
         self.step = 0
         self.values: Mapping[str, float] = {}
@@ -27,18 +24,12 @@ class Best:
         """Patience has run out."""
         return self._plan.patience is not None and self.since >= self._plan.patience
 
-    def take(self, step: int, values: Mapping[str, float]) -> None:
-        """Take in the scores of the parameters as they are after ``step``."""
+    def take(self, step: int, values: Mapping[str, float], parameters: Mapping[str, Tensor]) -> None:
+        """Take in the scores of ``parameters``, which are as they are after ``step``."""
         metric = self._plan.dev_metric
         sign = -1 if metric == "loss" else 1
         if self.values and not sign * values[metric] > sign * self.values[metric]:
             self.since += 1
             return
         self.step, self.values, self.since = step, dict(values), 0
-        self.parameters = {name: x.detach().clone() for name, x in self._method.state_dict().items()}
-
-    def restore(self) -> None:
-        """Put the best parameters back, if there was a score."""
-        if self.parameters:
-            with torch.no_grad():
-                self._method.load_state_dict(self.parameters)
+        self.parameters = {name: x.detach().clone() for name, x in parameters.items()}

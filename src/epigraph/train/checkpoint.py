@@ -102,16 +102,21 @@ class Checkpoints:
             )
 
     def _write(self, state: State) -> None:
-        header = _Header(position=state.position, resumed_at=self._resumed_at)
-        data = safetensors.torch.save(dict(state.tensors), {_KEY: header.model_dump_json()})
-        folder = self._run_folder / FOLDER
-        path = folder / f"step-{state.position.step:08d}-{_digits(data)}.safetensors"
-        with said_plainly(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, [data])
-            for old in _files(folder)[:-NUM_KEPT]:
-                old.unlink(missing_ok=True)
+        write(self._run_folder, state, self._resumed_at)
         self._last = time.monotonic()
+
+
+def write(run_folder: Path, state: State, resumed_at: tuple[int, ...]) -> None:
+    """Write a checkpoint, whole or not at all, and prune all but the last two. Raises :class:`CannotWrite`."""
+    header = _Header(position=state.position, resumed_at=resumed_at)
+    data = safetensors.torch.save(dict(state.tensors), {_KEY: header.model_dump_json()})
+    folder = run_folder / FOLDER
+    path = folder / f"step-{state.position.step:08d}-{_digits(data)}.safetensors"
+    with said_plainly(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, [data])
+        for old in _files(folder)[:-NUM_KEPT]:
+            old.unlink(missing_ok=True)
 
 
 def clear(run_folder: Path) -> None:

@@ -117,12 +117,17 @@ def given_tables(folder: Path) -> dict[str, Any]:
 
 def check_same(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Raise :class:`ResumeMismatch` unless the run in ``folder`` was begun with ``wanted``, see ``recipe.json``."""
-    begun, now = (_flat(x) for x in (read_json(folder, RECIPE), wanted))
+    check_same_recipe(str(folder), read_json(folder, RECIPE), wanted)
+
+
+def check_same_recipe(where: str, begun_with: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise :class:`ResumeMismatch` unless what ``where`` was ``begun_with`` is what is ``wanted``."""
+    begun, now = _flat(begun_with), _flat(wanted)
     for key in sorted(begun.keys() | now.keys()):
         if key.startswith(_FREE) or begun.get(key) == now.get(key):
             continue
         raise ResumeMismatch(
-            f"{folder} was begun with {key} = {json.dumps(begun.get(key))}, got {json.dumps(now.get(key))}; "
+            f"{where} was begun with {key} = {json.dumps(begun.get(key))}, got {json.dumps(now.get(key))}; "
             "give what it was begun with, or choose another --out"
         )
 

@@ -123,16 +123,17 @@ def train(
     ) as windows:
         while at.step < steps and not run.best.is_enough:
             step = at.step + 1
-            record = run.step(next(windows), lr * _factor(plan, steps, step - 1))
+            record = run.step(next(windows), lr * factor(plan, steps, step - 1))
             report({"step": step, **record, "seconds": time.perf_counter() - start})
             if score is not None and (step == steps or (plan.dev_every and step % plan.dev_every == 0)):
                 values = score(method)
                 report({"step": step, "dev": dict(values), "seconds": time.perf_counter() - start})
-                run.best.take(step, values)
+                run.best.take(step, values, method.state_dict())
             at = run.position(step, at.tokens + record["tokens"], time.perf_counter() - start)
             if saver is not None and saver.is_due(step):
                 saver.save(State(position=at, tensors=gather(*run.parts)))
-    run.best.restore()
+    if run.best.parameters:
+        method.load_state_dict(run.best.parameters)
     frozen.checkpoint_activations(False)
     return Outcome(
         steps=at.step,
@@ -210,8 +211,9 @@ class Descent:
         self._scored_per_row = max(1.0, sum(num_scored(row) for row in rows) / len(rows))
         self._processes, self._stop = processes, stop
         self.method = method.to(frozen.device)
-        self.optimizer = OPTIMIZERS[plan.optimizer](_groups(method, plan, lr), weight_decay=plan.weight_decay)
-        self.best = Best(self.method, plan)
+        nameless = [{**x, "params": [one for _, one in x["params"]]} for x in groups(method, plan, lr)]
+        self.optimizer = OPTIMIZERS[plan.optimizer](nameless, weight_decay=plan.weight_decay)
+        self.best = Best(plan)
 
     @property
     def parts(self) -> Parts:
@@ -262,17 +264,20 @@ class Descent:
         return total, int(num_scored), int(num_tokens)
 
 
-def _groups(method: Method, plan: TrainingPart, lr: float) -> list[dict[str, Any]]:
-    """The method's own parameters, its head's and the base's, each with its share of the learning rate."""
-    parts: dict[str, list[Tensor]] = {"own": [], "head": [], "base": []}
+def groups(method: Method, plan: TrainingPart, lr: float) -> list[dict[str, Any]]:
+    """The method's own parameters, its head's and the base's, each with its share of the learning rate.
+
+    By name: ``params`` is a list of names and parameters.
+    """
+    parts: dict[str, list[tuple[str, Tensor]]] = {"own": [], "head": [], "base": []}
     for name, x in method.named_parameters():
         if x.requires_grad:
-            parts[part if (part := name.partition(".")[0]) in parts else "own"].append(x)
+            parts[part if (part := name.partition(".")[0]) in parts else "own"].append((name, x))
     rates = {"own": lr, "head": plan.head_lr, "base": plan.base_lr or 0.0}
     return [{"params": params, "share": rates[part] / lr} for part, params in parts.items() if params]
 
 
-def _factor(plan: TrainingPart, steps: int, step: int) -> float:
+def factor(plan: TrainingPart, steps: int, step: int) -> float:
     """What the learning rate is multiplied by after ``step`` of ``steps``."""
     if step < plan.warmup_steps:
         return (step + 1) / (plan.warmup_steps + 1)

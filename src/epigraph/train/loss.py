@@ -13,13 +13,13 @@ from epigraph.frozen.answers import Head, answer_logits
 from epigraph.frozen.batch import Batch
 from epigraph.frozen.likelihood import negative_log_likelihood
 from epigraph.frozen.model import FrozenModel
-from epigraph.frozen.rows import Carried
+from epigraph.frozen.rows import Bound
 from epigraph.methods.base import Method
 
 Reduction = Literal["token-mean", "example-sum"]
 
 
-def token_losses(frozen: FrozenModel, batch: Batch, tokens: Carried, head: Head | None = None) -> Tensor:
+def token_losses(frozen: FrozenModel, batch: Batch, tokens: Bound, head: Head | None = None) -> Tensor:
     """``[S]`` float32: the negative log-likelihood, in nats, of each scored token, row after row."""
     logits_SV, targets_S = answer_logits(frozen, batch, tokens, head)
     return negative_log_likelihood(logits_SV, targets_S)

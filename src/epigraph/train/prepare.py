@@ -21,6 +21,7 @@ from epigraph.train.tensorboard import board_class
 # Where development rows come from unless the recipe names a split; a task may have none of that name.
 DEV_SPLIT = "dev"
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+Drawn = tuple[list[Example], list[Example]]
 
 
 def precision_for(asked: str, device: str) -> str:
@@ -54,9 +55,15 @@ def find_task(recipe: Recipe) -> Task:
     if data.task is not None:
         return find(data.task)
     assert data.train is not None
-    # Of tags a row has as many as words: they are checked where they are laid on the words.
-    labels = () if recipe.text.layout == "tags" else recipe.text.labels or ()
-    return own_data(data.train, data.dev, data.test, data.train.stem, labels)
+    return own_data(data.train, data.dev, data.test, data.train.stem, own_labels(recipe))
+
+
+def own_labels(recipe: Recipe) -> tuple[str, ...]:
+    """The labels that rows of a user's own are checked against.
+
+    Of tags a row has as many as words: they are checked where they are laid on the words.
+    """
+    return () if recipe.text.layout == "tags" else recipe.text.labels or ()
 
 
 def prepare(recipe: Recipe, *, device: str = "cpu", processes: Processes = ALONE) -> Prepared:
@@ -72,12 +79,24 @@ def _prepare(recipe: Recipe, device: str, processes: Processes) -> Prepared:
     if recipe.training.tensorboard:
         board_class()
     task = find_task(recipe)
-    pairs, dev = _drawn(recipe, task)
-    _check_dev_metric(recipe, task, dev)
-    precision = "fp32" if recipe.trains_base else precision_for(recipe.training.precision, device)
-    frozen = processes.together(lambda: _base(recipe, precision, device, processes))
+    drawn = draw(recipe, task)
+    precision = precision_of(recipe, device)
+    frozen = processes.together(lambda: load_base(recipe, precision, device, processes))
     if recipe.training.shard_base:
         shard_base(frozen, usable_device(device), processes.num)
+    return prepare_on(frozen, recipe, task, drawn, precision=precision, processes=processes)
+
+
+def precision_of(recipe: Recipe, device: str) -> str:
+    """The precision in force of a whole recipe: the model's own weights are trained in fp32."""
+    return "fp32" if recipe.trains_base else precision_for(recipe.training.precision, device)
+
+
+def prepare_on(
+    frozen: FrozenModel, recipe: Recipe, task: Task, drawn: Drawn, *, precision: str, processes: Processes = ALONE
+) -> Prepared:
+    """What is left of preparing once there is a base: rows of ids, and the text contract."""
+    pairs, dev = drawn
     codec = Codec(frozen.tokenizer, *text_for(recipe, task, frozen, pairs))
     pairs, _ = answerable(codec, task, pairs)
     dev, _ = answerable(codec, task, dev) if dev else ([], [])
@@ -104,12 +123,18 @@ def dev_split(recipe: Recipe, task: Task) -> str | None:
     return recipe.data.dev_split or (DEV_SPLIT if DEV_SPLIT in task.splits else None)
 
 
-def _drawn(recipe: Recipe, task: Task) -> tuple[list[Example], list[Example]]:
-    """Training pairs and development examples.
+def draw(recipe: Recipe, task: Task) -> Drawn:
+    """Training pairs and development examples; raises for a development metric that they do not have.
 
     With ``dev_share`` the development examples are pairs of the training split too, that many for each training pair,
     of sources that no training pair has. (Li & Liang 2021, section 6.3: 30 % of the training size.)
     """
+    pairs, dev = _drawn(recipe, task)
+    _check_dev_metric(recipe, task, dev)
+    return pairs, dev
+
+
+def _drawn(recipe: Recipe, task: Task) -> Drawn:
     data, examples = recipe.data, task.load(recipe.data.train_split)
     seed = recipe.training.seed if data.draw is None else data.draw
     pairs = draw_pairs(examples, data.limit, seed)
@@ -123,7 +148,7 @@ def _drawn(recipe: Recipe, task: Task) -> tuple[list[Example], list[Example]]:
     return pairs, [x for x in every if x.source not in taken][: max(1, round(data.dev_share * data.limit))]
 
 
-def _base(recipe: Recipe, precision: str, device: str, processes: Processes) -> FrozenModel:
+def load_base(recipe: Recipe, precision: str, device: str, processes: Processes = ALONE) -> FrozenModel:
     """The frozen model on ``device``; one that is to be sharded comes by way of the CPU, since it may not fit there."""
     if recipe.training.shard_base and processes.num == 1:
         raise BadValue(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,12 @@ class Lines:
         """No more records."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Add records to a JSON-lines file, one a line. Raises :class:`CannotWrite`."""
+    with said_plainly(path), path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _kept_lines(path: Path, resumed_at: int) -> Iterator[str]:

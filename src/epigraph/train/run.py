@@ -30,6 +30,7 @@ from epigraph.train.folder import (
     read_json,
 )
 from epigraph.train.loop import Outcome, train
+from epigraph.train.parts import TrainingPart
 from epigraph.train.prepare import Prepared
 from epigraph.train.record import Lines, write_json
 from epigraph.train.result import resolved, write_result
@@ -105,12 +106,7 @@ def _train(
     report: Callable[[Mapping[str, Any]], None],
     notice: Callable[[str], None],
 ) -> Outcome:
-    plan = ready.recipe.training
-    if plan.dev_every is None:
-        plan = plan.model_copy(update={"dev_every": max(1, ready.steps // DEFAULT_DEV_SCORES)})
-    if all(name.startswith("head.") for name, x in method.named_parameters() if x.requires_grad):
-        # A head that is all there is learns at the run's own rate.
-        plan = plan.model_copy(update={"head_lr": ready.recipe.lr})
+    plan = plan_of(ready, method)
     saves, processes = plan.checkpoint_every != 0, ready.processes
     is_main, is_alone = processes.is_main, processes.num == 1
     with (
@@ -146,6 +142,17 @@ def _train(
             processes=processes,
             stop=stop,
         )
+
+
+def plan_of(ready: Prepared, method: Method) -> TrainingPart:
+    """The recipe's training with what it leaves to us."""
+    plan = ready.recipe.training
+    if plan.dev_every is None:
+        plan = plan.model_copy(update={"dev_every": max(1, ready.steps // DEFAULT_DEV_SCORES)})
+    if all(name.startswith("head.") for name, x in method.named_parameters() if x.requires_grad):
+        # A head that is all there is learns at the run's own rate.
+        plan = plan.model_copy(update={"head_lr": ready.recipe.lr})
+    return plan
 
 
 def _untrained(ready: Prepared, method: Method) -> Outcome:

@@ -1,0 +1,1 @@
+"""Many users' prefixes in one run: who has which user, in an output that several workers share."""
