@@ -6,6 +6,7 @@ Ray starts them and tells of their end; whose turn it is, they settle by claims,
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from epigraph.train.fleet.worker import work
 
 # Between two looks at the place.
 LOOK_SECONDS = 1.0
+CONNECT_SECONDS = 10.0
 
 
 def work_on(
@@ -31,8 +33,8 @@ def work_on(
 
     Every node sees the rows and the place under the same address, and has Epigraph installed. A worker that dies, with
     its node or alone, is not started again: the others take its users over. Raises :class:`BadValue` without Ray, or
-    where none is at ``address``, what a worker raised where no other could do better, and :class:`RunError` where all
-    of them died.
+    where none is at ``address``, what the first worker raised where none came to an end, and :class:`RunError` where
+    all of them died.
     """
     ray = _connected(address)
     order = order_from(given)
@@ -60,14 +62,30 @@ def _connected(address: str) -> Any:
         import ray
     except ImportError:
         raise BadValue("--ray: ray is not installed; pip install 'epigraph[ray]'") from None
+    _refuse_silence(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as wrong:
-        raise BadValue(
-            f"--ray: no cluster answers at {address!r}: {str(wrong).splitlines()[0]}; start one (`ray start --head`) and "
-            "give its address, or 'local' for one of this machine's own"
-        ) from None
+        raise _no_cluster(address, str(wrong).splitlines()[0]) from None
     return ray
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise where nothing listens at ``HOST:PORT``, for which Ray itself waits for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as wrong:
+        raise _no_cluster(address, wrong.strerror or str(wrong)) from None
+
+
+def _no_cluster(address: str, why: str) -> BadValue:
+    return BadValue(
+        f"--ray: no cluster answers at {address!r}: {why}; start one (`ray start --head`) and give its address, or "
+        "'local' for one of this machine's own"
+    )
 
 
 def _followed(ray: Any, tasks: list[Any], order: Order, report: Callable[[Progress], None]) -> Progress:
@@ -82,8 +100,10 @@ def _followed(ray: Any, tasks: list[Any], order: Order, report: Callable[[Progre
         total.trained, total.running = done - before[0], len(left)
         report(total)
     faults = [fault for task in tasks if (fault := _fault(ray, task, total)) is not None]
+    if len(faults) == len(tasks):
+        raise faults[0]
     if total.done + total.failed < total.total:
-        raise faults[0] if faults else RunError("all workers ended before all users had; give the command again")
+        raise RunError("all workers ended before all users had; give the command again")
     return total
 
 
