@@ -29,7 +29,7 @@ from epigraph.errors import BadValue, CannotServe, EngineUnavailable
 from epigraph.frozen.generate import generate
 from epigraph.frozen.model import FrozenModel
 from epigraph.report.performance import read, shown_part, tables
-from epigraph.report.serving import SHOW, TITLES, draw
+from epigraph.report.serving import SHOW, TITLES
 from epigraph.virtual import VirtualTokens
 
 ROOT = Path(__file__).parents[1]
@@ -181,25 +181,115 @@ def test_the_first_error_of_a_log_is_the_cause(tmp_path: Path) -> None:
 def test_the_page_shows_the_record() -> None:
     pasted = runpy.run_path(str(ROOT / "docs" / "paste_tables.py"))["pasted"]
     page, record = PAGE.read_text(encoding="utf-8"), read(RECORD)
-    places = re.findall("<!-- serving: (?!machine)([a-z_]+) -->", page)
-    # A part that was not measured has no place, and is said not to be there.
-    assert list(record["parts"]) == places == [name for name in PARTS if name in record["parts"]]
-    assert all(f"`{name}`" in page or f"--part {name}`" in page for name in PARTS if name not in places)
+    assert list(record["parts"]) == list(PARTS) == re.findall("<!-- serving: (?!machine)([a-z_]+) -->", page)
     assert all(shown_part(name, part) in page for name, part in record["parts"].items())
     assert pasted(page, record, "serving") == page
     record["parts"]["own_prefixes"]["ratio_vs_bare"]["median"] += 1
     assert pasted(page, record, "serving") != page
 
 
-def test_the_record_is_shown_and_the_curve_has_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = read(RECORD)
-    spread = {"median": 0.9, "low": 0.8, "high": 1.0}
-    points = {name: {number: {"ratio_vs_bare": spread} for number in ("1", "16")} for name in ("uniform", "Zipf")}
+def test_the_record_is_shown_with_its_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
-        main(["bench", "show", str(RECORD)])
+        main(["bench", "show", str(RECORD), "--pictures", str(tmp_path)])
     assert done.value.code == 0
-    assert capsys.readouterr().out == tables(record) + "\n"
-    assert draw(points, tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == tables(read(RECORD)) + "\n"
+    assert (tmp_path / "serving-cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def words(path: Path) -> str:
+    """A page as running text, without its tables."""
+    return " ".join(re.sub(r"^\|.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE).split())
+
+
+def test_sentences_about_serving_say_what_the_record_does() -> None:
+    parts, page = read(RECORD)["parts"], words(PAGE)
+    own, curve, small = parts["own_prefixes"], parts["num_prefixes"], parts["small_cache"]
+    seconds, loras = parts["first_token"]["seconds"], parts["lora"]["max_loras"]
+    ratio, same = (own[name] for name in ("ratio_vs_bare", "bare_vs_bare"))
+    assert same["low"] < ratio["median"] < same["high"], "64 prefixes cost nothing that could be told from it"
+    assert ratio["median"] > 0.96
+    for number, lost, share in (("1000", "a quarter", 1 / 4), ("256", "a seventh", 1 / 7)):
+        assert 1 - curve["uniform"][number]["ratio_vs_bare"]["median"] == pytest.approx(share, abs=0.005), lost
+    one, most = curve["uniform"]["1"], curve["Zipf"]["1000"]
+    held = {name: [x[name] / 1e9 for x in (one, most)] for name in ("resident_bytes", "held_bytes")}
+    grown = {name: f"{last - first:.2f} GB" for name, (first, last) in held.items()}
+    assert f"grew by {grown['resident_bytes']}, {grown['held_bytes']} of it" in page
+    assert f"{most['ratio_vs_bare']['low']:.2f}, is not explained" in page
+    assert f"{one['ratio_vs_bare']['low']:.2f} to {one['ratio_vs_bare']['high']:.2f} at the first point" in page
+    bare = small["tokens_a_second"]["bare"]
+    assert f"from {bare['values'][0]:.0f} to {bare['values'][-1]:.0f} tokens a second" in page
+    assert "are {:.2f}, {:.2f} and {:.2f}".format(*small["ratio_vs_bare"]["values"]) in page
+    assert small["held_bytes"] == small["cache_bytes"]
+    # As a reader of the table counts.
+    rounded = {how: round(1000 * x["median"]) for how, x in seconds.items()}
+    more = {how: x - rounded["bare"] for how, x in rounded.items()}
+    assert f"held takes {more['seen']} milliseconds longer" in page
+    assert f"never seen {more['never seen']}, and the look at a file {more['seen, file looked at again']}" in page
+    faster = {name: f"{x['prefixes_vs_adapters']['median']:.2f}" for name, x in loras.items()}
+    assert f"prefixes are {faster['64']} times as fast; with room for 8, {faster['8']} times" in page
+    beside = loras["8"]["adapters"]["tokens_a_second"]["bare"]
+    assert f"had {beside['low']:.0f} to {beside['high']:.0f} tokens" in page
+
+
+def test_other_pages_say_the_same_numbers() -> None:
+    parts = read(RECORD)["parts"]
+    ratio, same = (f"{parts['own_prefixes'][name]['median']:.3f}" for name in ("ratio_vs_bare", "bare_vs_bare"))
+    some, many = (f"{parts['num_prefixes']['uniform'][x]['ratio_vs_bare']['median']:.2f}" for x in ("256", "1000"))
+    bare, new, held = (
+        round(1000 * parts["first_token"]["seconds"][x]["median"]) for x in ("bare", "never seen", "seen")
+    )
+    readme, vllm, changes = (words(ROOT / x) for x in ("README.md", "docs/vllm.md", "CHANGELOG.md"))
+    for page in (readme, vllm, changes):
+        assert f"{ratio} times the bare model's tokens a second" in page
+        assert re.search(rf"bare against bare (gives )?{same}", page)
+        assert "two requests in three for" in page
+    assert f"never seen, it was {many} times" in readme
+    assert f"comes {new - bare} ms later" in readme
+    assert f"over 256 it is {some}, over 1,000, two requests in three for one never seen, {many};" in vllm
+    assert f"takes {new} ms behind a prefix never seen, {held} behind one that is held, {bare} behind none" in vllm
+    assert f"for a new one: {many}" in changes
+
+
+def drawn_again(record: dict[str, Any]) -> dict[tuple[str, str], list[list[str]]]:
+    """Whom the curve's requests were for, a list for each round: the draws are of a fixed seed."""
+    sizes, rng = record["settings"], random.Random(0)
+    names = [f"p{number}" for number in range(max(sizes["num_prefixes"]))]
+
+    def a_round(draw: str, number: str) -> list[str]:
+        asked = drawn(names[: int(number)], sizes["curve_requests"], draw, rng)
+        # The texts of that round are drawn by the same generator.
+        texts(len(asked), 49_152, rng)
+        return asked
+
+    points = [(draw, number) for draw, part in record["parts"]["num_prefixes"].items() for number in part]
+    return {point: [a_round(*point) for _ in range(sizes["curve_pairs"])] for point in points}
+
+
+def test_how_many_prefixes_of_the_curve_were_new() -> None:
+    """Drawn again they give the record's counts, and what the page says of each round."""
+    record, page = read(RECORD), words(PAGE)
+    curve, held = record["parts"]["num_prefixes"], set[str]()
+    new, asked_for_new = dict[tuple[str, str], list[int]](), dict[tuple[str, str], int]()
+    for (draw, number), rounds in drawn_again(record).items():
+        strangers = [[x for x in asked if x not in held.union(*rounds[:i])] for i, asked in enumerate(rounds)]
+        new[draw, number] = [len(set(x)) for x in strangers]
+        asked_for_new[draw, number] = sum(map(len, strangers))
+        held.update(*rounds)
+        assert curve[draw][number]["asked_for"] == len(set[str]().union(*rounds))
+        assert curve[draw][number]["held_bytes"] == len(held) * curve["uniform"]["1"]["held_bytes"]
+    assert asked_for_new["uniform", "1000"] == 3 * 128 * 2 / 3, "two requests in three"
+    assert "{}, {} and {} prefixes were new".format(*new["uniform", "1000"]) in page
+    assert "and {}, {} and {}: each".format(*new["uniform", "256"]) in page
+    assert "their 1,000 prefixes {}, {} and {} were new".format(*new["Zipf", "1000"]) in page
+    longer = sorted(x for number in ("256", "1000") for x in _longer(curve["uniform"][number], new["uniform", number]))
+    middle = f"{(longer[2] + longer[3]) / 2:.0f}"
+    assert f"took {longer[0]:.0f} to {longer[-1]:.0f} milliseconds longer for each, {middle} in the middle" in page
+
+
+def _longer(point: dict[str, Any], new: list[int]) -> list[float]:
+    """Milliseconds that a round took longer than the bare model's beside it, for each prefix new to it."""
+    sides = [[128 * 12 / x for x in side["values"]] for side in point["tokens_a_second"].values()]
+    return [1000 * (mine - theirs) / number for mine, theirs, number in zip(*sides, new, strict=True)]
 
 
 def test_adapters_that_do_not_run_are_told_of() -> None:

@@ -273,6 +273,8 @@ def test_a_body_is_what_the_connector_takes() -> None:
     check_placeholders(claim, body["prompt"])
     assert (body["max_tokens"], body["min_tokens"], body["temperature"], body["stop"]) == (7, 7, 0.0, ["\n"])
     assert (body["stop_token_ids"], body["ignore_eos"]) == ([2], True)
+    # Said, though they are nothing: a server fills in what a checkpoint advises.
+    assert (body["top_k"], body["min_p"], body["repetition_penalty"]) == (0, 0.0, 1.0)
     assert "seed" not in body
     assert completion_body(claim, [5], decoding, key, sampling=Sampling(temperature=1.0, seed=3))["seed"] == 3
     with pytest.raises(BadValue, match="3 beams"):

@@ -27,36 +27,41 @@ from epigraph.frozen.model import FrozenModel
 from epigraph.virtual import Geometry, VirtualTokens, Visibility
 
 VOCABULARY = 120
+# So many times as large as a fresh model's are its weights: the two best tokens are apart, greedy answers decided.
+GROWN = 5.0
 _IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _WIDTHS = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 _HEADS = {"num_key_value_heads": 2, "head_dim": 32}
 _LENGTH = {"max_position_embeddings": 1024}
 WINDOW = 32
 
+
+def _gemma3() -> Gemma3ForCausalLM:
+    """Two kinds of layers, and small embeddings: they are the head, too, and as large as the other weights they would
+    have each token followed by itself, whatever stands in front."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    heads = {"num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32}
+    config = Gemma3TextConfig(**_IDS, **_WIDTHS, **_LENGTH, **heads, sliding_window=WINDOW, layer_types=kinds)
+    model = Gemma3ForCausalLM(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.div_(GROWN)
+        # What it says is to be as decided all the same.
+        model.model.norm.weight.fill_(24.0)
+    return model
+
+
 MAKERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_IDS, **_WIDTHS, **_HEADS, **_LENGTH)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_IDS, **_WIDTHS, **_HEADS, **_LENGTH)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_IDS, n_embd=128, n_layer=3, n_head=4, n_positions=1024)),
-    "gemma3": lambda: Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            **_IDS,
-            **_WIDTHS,
-            **_LENGTH,
-            num_key_value_heads=1,
-            head_dim=32,
-            sliding_window=WINDOW,
-            query_pre_attn_scalar=32,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        )
-    ),
+    "gemma3": _gemma3,
 }
 
 
 def save_model(family: str, folder: Path, *, seed: int = 0) -> Path:
     """The tiny model of that family, with its tokenizer of one token a letter."""
     torch.manual_seed(seed)
-    # Grown, so that the two best tokens are apart and greedy answers are decided.
-    grown(MAKERS[family]().eval(), 5.0).save_pretrained(folder)
+    grown(MAKERS[family]().eval(), GROWN).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -23,6 +23,8 @@ from folders import printed, write_rows
 from models import drawn, put, save_model
 from serving import Served, differences, serving
 
+REAL = "smollm2-135m"
+STORY = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 NUM_NEW = 24
 NUM_REQUESTS = 504
 LENGTHS = [1, 2, 5, 10, 16, 31, 32, 33, 47, 64, 65, 90, 96, 100, 127, 128, 129, 150, 160, 161, 180, 192, 199, 200]
@@ -63,20 +65,30 @@ def shelved(frozen: FrozenModel, folder: Path) -> list[str]:
     return names
 
 
-def mixed(names: Sequence[str], seed: int, num_requests: int) -> tuple[list[str | None], list[list[int]]]:
-    """Requests in no order, each prefix asked about as often, every twelfth of the bare model; texts of 1 to 60."""
+def mixed(
+    names: Sequence[str], seed: int, num_requests: int, words: Sequence[int] | None = None
+) -> tuple[list[str | None], list[list[int]]]:
+    """Requests in no order, each prefix asked about as often, every twelfth of the bare model; texts of 1 to 60.
+
+    Texts are pieces of ``words``, or random ids.
+    """
     random = Random(seed)
     asked: list[str | None] = [names[i % len(names)] if i % 12 else None for i in range(num_requests)]
     random.shuffle(asked)
-    return asked, [random_ids(random.randint(1, 60), seed * 1_000 + i) for i in range(num_requests)]
+    lengths = [random.randint(1, 60) for _ in range(num_requests)]
+    if words is None:
+        return asked, [random_ids(length, seed * 1_000 + i) for i, length in enumerate(lengths)]
+    starts = [random.randrange(len(words) - length) for length in lengths]
+    return asked, [list(words[start : start + length]) for start, length in zip(starts, lengths, strict=True)]
 
 
-@pytest.fixture(scope="module", params=["qwen3", "gpt2"])
+@pytest.fixture(scope="module", params=["qwen3", "gpt2", pytest.param(REAL, marks=pytest.mark.slow)])
 def shelf(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, FrozenModel, list[str]]:
     root = tmp_path_factory.mktemp(request.param)
-    model = save_model(request.param, root / "model")
+    is_real = request.param == REAL
+    model = resolve(fetched(REAL)).folder if is_real else save_model(request.param, root / "model")
     frozen = FrozenModel.load(str(model))
     names = shelved(frozen, root / "shelf")
     return model, root / "shelf", frozen, names
@@ -90,7 +102,8 @@ def test_five_hundred_mixed_requests_are_answered_as_alone(
     if not (folder / "mlp").exists():
         names += trained(model, frozen, folder, capsys)
     assert len(names) == 50
-    asked, texts = mixed(names, 1 + caching, NUM_REQUESTS)
+    words = frozen.tokenizer(STORY).input_ids if "smollm2" in str(model) else None
+    asked, texts = mixed(names, 1 + caching, NUM_REQUESTS, words)
     # So few blocks that requests push each other aside, and so few tokens a step that texts are cut up.
     small = {"num_gpu_blocks_override": 60, "max_num_batched_tokens": 64, "enable_prefix_caching": caching}
     # Room for half of the prefixes, so that the others come and go.
@@ -100,8 +113,10 @@ def test_five_hundred_mixed_requests_are_answered_as_alone(
         preempted = served.count("vllm:num_preemptions")
         hits = served.count("vllm:prefix_cache_hits")
     assert {reason for _, reason in got} == {"length"}
-    wrong, num_ties = differences(served, asked, texts, [new for new, _ in got])
+    answers = [new for new, _ in got]
+    wrong, num_ties = differences(served, asked, texts, answers)
     assert not wrong, [asked[i] for i in wrong]
+    assert share_moved(served, asked, texts, answers) > 0.9
     assert num_ties <= NUM_REQUESTS * NUM_NEW // 1_000
     assert preempted > 0, "nothing was pushed aside: the cache is too large to show anything"
     assert (hits > 0) == caching
@@ -127,12 +142,23 @@ def test_windows_and_a_prefix_longer_than_them(tmp_path: Path) -> None:
     asked, texts = mixed(names, 3, 48)
     with serving(model, tmp_path / "shelf", frozen, max_num_batched_tokens=64) as served:
         got = served.ask(asked, texts, 40)
-    wrong, _ = differences(served, asked, texts, [new for new, _ in got])
+    answers = [new for new, _ in got]
+    wrong, _ = differences(served, asked, texts, answers)
     assert not wrong
+    assert share_moved(served, asked, texts, answers) > 0.9
+
+
+def share_moved(
+    served: Served, asked: Sequence[str | None], texts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> float:
+    """How many of the answers the bare model would not give, of some dozens: there a dropped prefix would be seen."""
+    some = [i for i, name in enumerate(asked) if name is not None][:64]
+    moved, _ = differences(served, [None] * len(some), [texts[i] for i in some], [answers[i] for i in some])
+    return len(moved) / len(some)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "num_requests"), [("smollm2-135m", 504), ("gemma-3-270m", 48)])
+@pytest.mark.parametrize(("name", "num_requests"), [(REAL, 504), ("gemma-3-270m", 48)])
 def test_real_models(name: str, num_requests: int, tmp_path: Path) -> None:
     """Prefixes that are what the model reads of fifty texts, so that its answers mean something."""
     frozen = FrozenModel.load(fetched(name))
@@ -148,7 +174,9 @@ def test_real_models(name: str, num_requests: int, tmp_path: Path) -> None:
     with serving(resolve(name).folder, folder, frozen, max_num_batched_tokens=256) as served:
         got = served.ask(asked, words, 8)
     assert {reason for _, reason in got} == {"length"}
-    wrong, num_ties = differences(served, asked, words, [new for new, _ in got])
+    answers = [new for new, _ in got]
+    wrong, num_ties = differences(served, asked, words, answers)
     assert not wrong
+    assert share_moved(served, asked, words, answers) > 0.9
     # At most one token in a thousand: rounding differs between the two, and some texts are hard to decide.
     assert num_ties <= 1 + num_requests * 8 // 1_000
