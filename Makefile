@@ -12,7 +12,7 @@ SECONDS ?= 600
 # Processes that share the tests, one thread each: tiny models gain nothing by a second thread.
 WORKERS ?= 2
 
-.PHONY: help setup models demo test test-slow test-matrix test-vllm test-vllm-slow test-mutants attacks fuzz check health bench bench-train bench-serve bench-methods tables clean
+.PHONY: help setup models demo test test-slow test-matrix test-vllm test-vllm-slow test-mutants attacks fuzz check health bench bench-train bench-serve bench-fleet bench-methods tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -64,7 +64,7 @@ test-matrix: setup $(VERSIONS:%=.venv-%/.ready) ## facts and oracles on several 
 test-vllm: models .venv-vllm/.ready ## the connector and the engine on stock vLLM, in .venv-vllm
 	OMP_NUM_THREADS=1 .venv-vllm/bin/pytest -W ignore -o addopts=-ra -m "not slow" tests/vllm
 
-test-vllm-slow: .venv-vllm/.ready ## the same on real models
+test-vllm-slow: models .venv-vllm/.ready ## the same on real models
 	$(BIN)/epigraph models fetch gemma-3-270m
 	.venv-vllm/bin/pytest -W ignore -o addopts=-ra -m slow tests/vllm
 
@@ -101,6 +101,10 @@ bench-train: models ## training beside PEFT: docs/performance.md, as JSON (about
 
 bench-serve: models .venv-vllm/.ready ## prefixes on vLLM: docs/performance.md, as JSON (half an hour on two cores)
 	.venv-vllm/bin/epigraph bench serve --json benchmarks/serving.json --pictures docs
+	$(BIN)/python docs/paste_tables.py
+
+bench-fleet: models ## many users trained together: docs/performance.md, as JSON (half an hour on two cores)
+	$(BIN)/epigraph bench fleet --json benchmarks/fleet.json --pictures docs
 	$(BIN)/python docs/paste_tables.py
 
 bench-methods: models ## every method side by side, as JSON (E2E, TREC, LAMA, encoder-decoders: about three hours)

@@ -1,7 +1,8 @@
 """Paste the tables of the benches' records into performance.md: run ``python docs/paste_tables.py``.
 
 The place for a table of training is under the comment ``<!-- table: PART -->``, for one of serving under
-``<!-- serving: PART -->``; both end before the next ``<!-- end -->``.
+``<!-- serving: PART -->``, for one of the fleet under ``<!-- fleet: PART -->``; all end before the next
+``<!-- end -->``. Where a record or a part of it was not made yet, its places stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ PAGE = Path(__file__).with_name("performance.md")
 RECORDS = {
     "table": PAGE.parents[1] / "benchmarks" / "training.json",
     "serving": PAGE.parents[1] / "benchmarks" / "serving.json",
+    "fleet": PAGE.parents[1] / "benchmarks" / "fleet.json",
 }
 
 
@@ -25,6 +27,8 @@ def pasted(page: str, record: dict[str, Any], mark: str = "table") -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match["part"]
+        if name != "machine" and name not in record["parts"]:
+            return match[0]
         shown = about(record) if name == "machine" else shown_part(name, record["parts"][name])
         return f"<!-- {mark}: {name} -->\n\n{shown}\n\n"
 
@@ -32,10 +36,10 @@ def pasted(page: str, record: dict[str, Any], mark: str = "table") -> str:
 
 
 if __name__ == "__main__":
-    found = {mark: read(path) for mark, path in RECORDS.items()}
+    found = {mark: read(path) for mark, path in RECORDS.items() if path.exists()}
     page = PAGE.read_text(encoding="utf-8")
     for mark, record in found.items():
-        if mark == "table" or "num_prefixes" in record["parts"]:
+        if mark != "fleet" or "ten_thousand" in record["parts"]:
             draw(record, PAGE.parent)
         page = pasted(page, record, mark)
     PAGE.write_text(page, encoding="utf-8")

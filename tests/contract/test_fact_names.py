@@ -158,6 +158,23 @@ def test_trainer_is_stepped(tmp_path: Path) -> None:
         assert model.lm_head.weight.grad is not None
 
 
+@fact(
+    "a LlamaConfig makes a random LlamaForCausalLM, which save_pretrained writes beside a PreTrainedTokenizerFast as a "
+    "folder that the Auto classes load",
+    used_in="bench/fleet_tiny.py",
+    purpose="have a model that is all but free",
+)
+def test_a_config_is_a_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from epigraph.bench.fleet_tiny import CONFIG, write_model
+
+    write_model(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert model.config.hidden_size == CONFIG["hidden_size"]
+    assert tokenizer.decode(tokenizer("a, b").input_ids) == "a, b"
+
+
 def together(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     tokens = torch.tensor([row["input_ids"] for row in rows])
     return {"input_ids": tokens, "labels": tokens}

@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(models_commands.app, name="models", help="Base models: fetch, list, path.")
 app.add_typer(data_commands.app, name="data", help="Datasets: list, fetch, path.")
-app.add_typer(bench_commands.app, name="bench", help="Measurements beside the peers: train, show.")
+app.add_typer(bench_commands.app, name="bench", help="Measurements beside the peers: train, serve, fleet, show.")
 app.add_typer(sweep_commands.app, name="sweep", help="Many runs from one spec, cost first: run, show.")
 app.add_typer(vllm_commands.app, name="vllm", help="Prefixes on a stock vLLM server: config, request.")
 app.command()(train)

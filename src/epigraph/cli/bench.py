@@ -88,6 +88,32 @@ def serve(
     print(tables(record))
 
 
+@app.command()
+def fleet(
+    json_path: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the record goes; parts add up.")],
+    part: Annotated[
+        list[str] | None, typer.Option(metavar="PART", help="Only this part; give it again for more. Default: all.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Base model: a known name, a folder or a hub id.")] = "smollm2-135m",
+    task: Annotated[str, typer.Option(help="Task whose rows are shared out among users.")] = "e2e",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="A few users, two rounds: does it run at all?")] = False,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw thousands of users there, as a PNG.")
+    ] = None,
+) -> None:
+    """Time many users trained together beside one run on the same batches, and beside each user alone."""
+    from epigraph.bench.fleet import PARTS, run
+    from epigraph.report.performance import draw, tables
+
+    chosen = _chosen(part, PARTS)
+    with show.progress() as bar:
+        record = run(json_path, chosen, model=model, task=task, device=device, quick=quick, begin=_begin(bar))
+    if pictures is not None:
+        draw(record, pictures)
+    print(tables(record))
+
+
 @app.command("show")
 def show_record(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A record that `epigraph bench` wrote.")],

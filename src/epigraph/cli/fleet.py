@@ -94,6 +94,7 @@ def _run(given: Mapping[str, Any], cluster: tuple[str, int] | None, as_json: boo
     from rich.progress import TextColumn
 
     # After the flags: these take seconds to import, and a mistake in a flag is answered at once.
+    from epigraph.report.fleet_page import write_fleet_report
     from epigraph.train.fleet.order import order_from
     from epigraph.train.fleet.place import Place
     from epigraph.train.fleet.table import summary_of, write_users
@@ -111,7 +112,10 @@ def _run(given: Mapping[str, Any], cluster: tuple[str, int] | None, as_json: boo
             from epigraph.train.fleet.cluster import work_on
 
             progress = work_on(cluster[0], given, num_workers=cluster[1], report=report)
-    summary = summary_of(write_users(Place(order.out)))
+    place = Place(order.out)
+    summary = summary_of(write_users(place))
+    # The page is read in a browser, from a folder.
+    page = str(write_fleet_report(place.path(""))) if place.is_local else None
     about = {
         "model": order.recipe.model,
         "method": order.recipe.method.name,
@@ -121,6 +125,7 @@ def _run(given: Mapping[str, Any], cluster: tuple[str, int] | None, as_json: boo
         "tokens_here": progress.tokens,
         "seconds": progress.seconds,
         "users_an_hour": progress.users_an_hour,
+        "report": page,
     }
     if as_json:
         show.print_json(about)
@@ -139,6 +144,7 @@ def _shown(about: Mapping[str, Any]) -> dict[str, Any]:
         "steps": f"{about['steps']:,}, {about['tokens']:,} tokens",
         "development": f"{dev} (mean over users)" if dev else "none",
         "time": f"{about['seconds']:.0f} s, {about['users_an_hour']:,.0f} users an hour",
+        **({} if about["report"] is None else {"report": about["report"]}),
     }
 
 

@@ -1,4 +1,4 @@
-"""``epigraph report``: the page of a training run, and the short of it on the screen."""
+"""``epigraph report``: the page of a training run or of a fleet, and the short of a run on the screen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import typer
 
 from epigraph.cli import show
 from epigraph.report.comparisons import Clipped, comparisons
+from epigraph.report.fleet_page import write_fleet_report
+from epigraph.report.fleet_records import is_fleet
 from epigraph.report.page import write_report
 from epigraph.report.records import Run, read_run
 from epigraph.report.scores import before_and_after, headline_metric
@@ -18,16 +20,17 @@ NUM_SIDE_BY_SIDE = 3
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="The output folder of a training run.")],
+    folder: Annotated[Path, typer.Argument(help="The output folder of a training run, or of a fleet.")],
     out: Annotated[Path | None, typer.Option(help="The file to write instead of FOLDER/report.html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the path and the size as JSON.")] = False,
 ) -> None:
-    """Write what a run learnt as one HTML file that needs nothing else; show before and after, and its path."""
-    path = write_report(folder, out)
+    """Write what a run, or a fleet, learnt as one HTML file that needs nothing else; show a run before and after."""
+    path = (write_fleet_report if is_fleet(folder) else write_report)(folder, out)
     if as_json:
         typer.echo(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
         return
-    _print_side_by_side(read_run(folder))
+    if not is_fleet(folder):
+        _print_side_by_side(read_run(folder))
     typer.echo(str(path))
 
 

@@ -1,6 +1,6 @@
 """One training run as one HTML file: what the records say, in words, tables and pictures. It trains nothing.
 
-All text in the records is untrusted: the template escapes everything except the curve, which escapes its own.
+Text in the records is untrusted, and the template escapes it (:mod:`epigraph.report.written`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from epigraph.errors import OutputExists
-from epigraph.files import write_whole
 from epigraph.report import words
 from epigraph.report.comparisons import comparisons
 from epigraph.report.curve import MAX_POINTS, Row, by_step, training_curve_svg
 from epigraph.report.mass import joined, mass_svg, top
 from epigraph.report.records import MassRecord, Run, Summary, read_run
 from epigraph.report.scores import ScoreGroup, ScoreRow, before_and_after, headline_metric, score_groups, unlike
+from epigraph.report.written import out_for, rendered, write_page
 
 MODEL_SIDE = 220.0
 GAP = 28.0
@@ -56,33 +54,13 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     An older report there is replaced, at once and whole. Raises :class:`RecordsNotFound`, :class:`BadRows`, or
     :class:`OutputExists` where ``out`` is a folder.
     """
-    out = folder / "report.html" if out is None else out
-    if out.is_dir():
-        raise OutputExists(f"{out} is a folder, expected the name of a file to write; try {out / 'report.html'}")
-    page = render(read_run(folder))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # A lone surrogate is valid in JSON and in no encoding.
-    write_whole(out, [page.encode("utf-8", errors="replace")])
-    return out
+    out = out_for(folder, out)
+    return write_page(render(read_run(folder)), out)
 
 
 def render(run: Run) -> str:
     """The page as text; the same records give the same text."""
-    environment = Environment(
-        loader=PackageLoader("epigraph.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": words.count,
-        "size": words.size,
-        "percent": words.percent,
-        "metric": words.metric_name,
-        "decimal": words.decimal,
-    }
-    return environment.get_template("page.html.jinja").render(page_values(run))
+    return rendered("page.html.jinja", page_values(run))
 
 
 def page_values(run: Run) -> dict[str, Any]:

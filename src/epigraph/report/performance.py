@@ -1,6 +1,7 @@
 """A record of `epigraph bench` as Markdown tables and pictures. It reads numbers; it measures nothing.
 
-The parts of training are here, those of serving in :mod:`epigraph.report.serving`.
+The parts of training are here, those of serving in :mod:`epigraph.report.serving`, those of the fleet in
+:mod:`epigraph.report.fleet`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from epigraph.errors import BadValue
-from epigraph.report import serving
+from epigraph.report import fleet, serving
 from epigraph.report.cells import hundredths, percents, spread, table
 from epigraph.report.words import count, percent, size
 
@@ -36,14 +37,14 @@ def read(path: Path) -> dict[str, Any]:
 
 def tables(record: Mapping[str, Any]) -> str:
     """All parts that the record has, a Markdown table each."""
-    titles = {**TITLES, **serving.TITLES}
+    titles = {**TITLES, **serving.TITLES, **fleet.TITLES}
     shown = [f"### {titles[name]}\n\n{shown_part(name, part)}" for name, part in record["parts"].items()]
     return "\n\n".join([about(record), *shown])
 
 
 def shown_part(name: str, part: Part) -> str:
-    """One part, of training or of serving, as a Markdown table with what is to be said of it."""
-    return {**SHOW, **serving.SHOW}[name](part)
+    """One part, of training, serving or the fleet, as a Markdown table with what is to be said of it."""
+    return {**SHOW, **serving.SHOW, **fleet.SHOW}[name](part)
 
 
 def about(record: Mapping[str, Any]) -> str:
@@ -191,16 +192,20 @@ SHOW: Mapping[str, Callable[[Part], str]] = {
 def draw(record: Mapping[str, Any], folder: Path) -> Path:
     """The growth of cost as a PNG in ``folder``; raises :class:`BadValue` without parts that have one.
 
-    Of training, three panels side by side; of serving, one over the number of prefixes.
+    Of training, three panels side by side; of serving, one over the number of prefixes; of the fleet, two over the
+    number of users.
     """
     from matplotlib.figure import Figure
 
     if "num_prefixes" in record["parts"]:
         return serving.draw(record["parts"]["num_prefixes"], folder)
+    if "ten_thousand" in record["parts"]:
+        return fleet.draw(record["parts"]["ten_thousand"], folder)
     wanted = [name for name in ("prefix_lengths", "text_lengths", "models") if name in record["parts"]]
     if not wanted:
         raise BadValue(
-            "the record has no growth of cost to draw; run its parts prefix_lengths, text_lengths, models, num_prefixes"
+            "the record has no growth of cost to draw; run its parts prefix_lengths, text_lengths, models, "
+            "num_prefixes or ten_thousand"
         )
     figure = Figure(figsize=(4.2 * len(wanted), 3.4), dpi=160, layout="constrained", facecolor="white")
     for panel, name in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,13 @@ def said_plainly(path: Path) -> Iterator[None]:
 def versions() -> dict[str, str]:
     """The packages that decide a number."""
     names = ("epigraph", "torch", "transformers", "tokenizers", "accelerate", "safetensors", "sacrebleu", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+# Of thousands of users in one process each leaves a record with these, and each look reads a file.
+@cache
+def _version(name: str) -> str:
+    return metadata.version(name)
 
 
 def machine() -> dict[str, Any]:

@@ -78,6 +78,8 @@ def check_recipe(recipe: Recipe) -> None:
             f"method.name is {recipe.method.name!r}, a fleet trains virtual tokens on one frozen base; "
             "use prefix-tuning, prompt-tuning or p-tuning"
         )
+    if recipe.training.tensorboard:
+        raise BadValue("training.tensorboard: got true, a fleet writes no such events; each user has his steps.jsonl")
     for key, given in (("base_lr", recipe.training.base_lr), ("shard_base", recipe.training.shard_base)):
         if given:
             raise BadValue(f"training.{key}: got {given}, a fleet's users share one frozen base; leave it out")

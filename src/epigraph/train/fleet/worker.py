@@ -116,6 +116,7 @@ class _Worker:
         recipe = self.order.recipe.model_dump(mode="json", exclude={"data": {"train", "dev"}, "model": True})
         wanted = {
             **recipe,
+            "model": self.frozen.name,
             "precision": self.precision,
             "base": self.frozen.fingerprint,
             "tokenizer": self.frozen.tokenizer_fingerprint,
