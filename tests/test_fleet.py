@@ -158,7 +158,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"name": "prompt-tuning", **RAW},
     "prompt-residual": {"name": "prompt-tuning", **RAW, "parameterization": "residual", "mlp_width": 8},
     "prompt-dropout": {"name": "prompt-tuning", **RAW, "dropout": 0.2},
+    "prompt-mlp": {"name": "prompt-tuning", **RAW, "parameterization": "mlp", "mlp_width": 8},
     "p-tuning": {"name": "p-tuning", **RAW, "hidden_width": 8},
+    "p-tuning-mlp": {"name": "p-tuning", **RAW, "hidden_width": 8, "parameterization": "mlp"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
 import shutil
 import signal
@@ -23,9 +24,11 @@ from epigraph.errors import BadValue, Interrupted, ResumeMismatch
 from epigraph.methods.base import flatten
 from epigraph.train.build import make_method
 from epigraph.train.fleet import worker
+from epigraph.train.fleet.member import Member
 from epigraph.train.fleet.order import order_from
 from epigraph.train.fleet.place import Place
 from epigraph.train.fleet.table import users_of
+from epigraph.train.fleet.together import Together
 from epigraph.train.prepare import prepare
 from epigraph.train.recipe_file import check_recipe
 from epigraph.train.run import run
@@ -131,6 +134,26 @@ def test_bad_rows_set_one_user_aside_until_they_are_mended(given: dict[str, Any]
     assert worker.work(order_from(given)).failed == 1
     progress = worker.work(order_from({**given, "retry_failed": True}))
     assert (progress.done, progress.failed, progress.trained) == (NUM_USERS, 0, 1)
+
+
+def test_numbers_that_are_none_at_the_very_end_are_one_users(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the last step was a number and what it led to is none: no such artifact, and no end of the others."""
+    result = Together.result
+
+    def spoilt(fleet: Together, member: Member) -> Any:
+        made = result(fleet, member)
+        if member.name == "user-2":
+            next(made.parameters()).data.fill_(math.nan)
+        return made
+
+    monkeypatch.setattr(Together, "result", spoilt)
+    progress = worker.work(order_from(given))
+    assert (progress.done, progress.failed) == (NUM_USERS - 1, 1)
+    [failed] = [x for x in users_of(Place(given["out"])) if x["how"] == "failed"]
+    assert (failed["user"], failed["error"]) == ("user-2", "BadTensor")
+    assert "user-2" not in prefixes(tmp_path / "out")
 
 
 def test_one_file_with_a_column_of_users(given: dict[str, Any], tmp_path: Path) -> None:

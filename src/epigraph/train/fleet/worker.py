@@ -18,6 +18,7 @@ from typing import Any
 
 from epigraph.errors import BadValue, CannotWrite, Interrupted, UserError
 from epigraph.frozen.model import FrozenModel
+from epigraph.methods.base import Method
 from epigraph.tasks.users import user_id
 from epigraph.train.build import make_method
 from epigraph.train.fleet.claims import Claims
@@ -212,14 +213,23 @@ class _Worker:
         """Leave the artifact of a user whose run is over, unless he was lost to another worker meanwhile."""
         assert self.together is not None
         x = self.running.pop(user)
-        if self.claims.holds(user):
-            folder = self.runs.local(user, x.number)
-            append_lines(folder / STEPS, x.member.records)
-            method = self.together.result(x.member)
-            summary = write_result(x.member.ready, method, x.member.outcome(), x.resumed_at, folder)
-            self.runs.finish(user, x.number)
-            self._ended(user, summary)
+        try:
+            if self.claims.holds(user):
+                self._ended(user, self._result(user, x, self.together.result(x.member)))
+        except CannotWrite:
+            raise
+        except UserError as wrong:
+            # Numbers that are none, from the last step of all: an artifact never has them.
+            self._set_aside(user, wrong)
         self.together.leave(x.member)
+
+    def _result(self, user: str, x: _Running, method: Method) -> dict[str, Any]:
+        """Write what a user's run leaves; its summary."""
+        folder = self.runs.local(user, x.number)
+        append_lines(folder / STEPS, x.member.records)
+        summary = write_result(x.member.ready, method, x.member.outcome(), x.resumed_at, folder)
+        self.runs.finish(user, x.number)
+        return summary
 
     def _ended(self, user: str, summary: Mapping[str, Any]) -> None:
         keys = ("steps", "kept_step", "dev", "stopped_early", "tokens", "seconds", "stored_bytes", "content_hash")
