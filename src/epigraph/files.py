@@ -20,6 +20,30 @@ def write_whole(path: Path, pieces: Iterable[Bytes]) -> None:
     A file at ``path`` is replaced; on any error it is left as it was and nothing new stays behind. A process killed on
     the way leaves a hidden file that :func:`clear_unfinished` takes away. Raises :class:`OSError`.
     """
+    with _hidden(path, pieces) as temporary:
+        temporary.replace(path)
+    # The file is whole by now: a folder that cannot be synced only means that a power cut may undo its new name.
+    with contextlib.suppress(OSError):
+        _sync_folder(path.parent)
+
+
+def create_whole(path: Path, pieces: Iterable[Bytes]) -> bool:
+    """As :func:`write_whole`, where there is no file at ``path``; False where there is one, which stays as it is.
+
+    Of all who try at once one gets True: that of a second name for the same file, which the file system must have.
+    """
+    with _hidden(path, pieces) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # NFS says so as well where it did it and its answer was lost; then our own file has two names.
+            return temporary.stat().st_nlink > 1
+        return True
+
+
+@contextlib.contextmanager
+def _hidden(path: Path, pieces: Iterable[Bytes]) -> Iterator[Path]:
+    """A whole file under a hidden name beside ``path``, gone afterwards unless it was moved."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_UNFINISHED}")
     try:
         # Opened by hand rather than by tempfile, so that the file gets the permissions the user's umask gives.
@@ -28,12 +52,9 @@ def write_whole(path: Path, pieces: Iterable[Bytes]) -> None:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-    # The file is whole by now: a folder that cannot be synced only means that a power cut may undo its new name.
-    with contextlib.suppress(OSError):
-        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager

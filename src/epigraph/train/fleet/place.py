@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from epigraph.errors import CannotWrite
-from epigraph.files import folder_in_whole, write_whole
+from epigraph.files import create_whole, folder_in_whole, write_whole
 
 # fsspec protocols whose stores themselves decide who was first; see Place.create.
 _EXCLUSIVE = frozenset({"file", "local", "memory", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"})
@@ -100,7 +99,11 @@ class Place:
         to who was first, where its first answer was lost and the put was sent again: who must know reads the file.
         """
         with self._said_plainly(name, "written"):
-            return _create_file(self.path(name), data) if self.is_local else self._create_object(name, data)
+            if not self.is_local:
+                return self._create_object(name, data)
+            path = self.path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return create_whole(path, [data])
 
     def names(self, folder: str) -> list[str]:
         """Names of the files and folders in ``folder`` as it is now, in order; none where there is no such folder."""
@@ -201,28 +204,3 @@ class Place:
                 f"{self.address.rstrip('/')}/{name} was not {done}: {why}; see that it can be reached and has room, "
                 "or choose another place"
             ) from error
-
-
-def _create_file(path: Path, data: bytes) -> bool:
-    """A whole file under a hidden name, then a second name for it, which only one can give."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # As write_whole calls its own, so that clear_unfinished knows it.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        return _link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> bool:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        # NFS says so as well where it did it and its answer was lost; then our own file has two names.
-        return temporary.stat().st_nlink > 1
-    return True
