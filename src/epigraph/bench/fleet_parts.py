@@ -10,14 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
 from epigraph.bench.clock import extra_bytes, ratios, seconds, spread
 from epigraph.bench.fleet_job import Job
 from epigraph.bench.fleet_sides import Alone, Batched, Fleet, Side
-from epigraph.errors import BadValue
 from epigraph.train.build import make_method
-from epigraph.train.fleet.room import DEFAULT_ROWS
+from epigraph.train.fleet.room import DEFAULT_ROWS, room_for
 from epigraph.train.fleet.stack import bytes_per_user
 
 Advance = Callable[[], None]
@@ -68,8 +65,8 @@ def point(job: Job, number: int, advance: Advance) -> Part:
     batch_size, rows = job.sizes.batch_size, DEFAULT_ROWS.get(job.device.type, DEFAULT_ROWS["cpu"])
     users = job.users(number, batch_size)
     method = make_method(users[0])
-    user_bytes = bytes_per_user(method, users[0].recipe.training.optimizer)
-    _check_room(job.device, number, user_bytes)
+    # Refuses more users than there is memory for.
+    room = room_for(users[0], method, active=number, num_rows=rows)
     fleet, alone = Fleet(users, method, rows), Alone(users[:ALONE_USERS], method)
     took = _in_turns(job, (fleet, alone), advance)
     speed = {
@@ -81,14 +78,9 @@ def point(job: Job, number: int, advance: Advance) -> Part:
         "examples_a_second": {name: spread(x) for name, x in speed.items()},
         "rows_a_pass": rows,
         "passes_a_step": math.ceil(number * batch_size / rows),
-        "users_bytes": number * user_bytes,
+        "users_bytes": number * room.user_bytes,
         "extra_bytes": extra_bytes(partial(fleet.take, 1), job.device),
     }
-
-
-def _check_room(device: torch.device, number: int, user_bytes: int) -> None:
-    if device.type == "cuda" and number * user_bytes > 0.5 * torch.cuda.mem_get_info(device)[0]:
-        raise BadValue(f"{number:,} users take {number * user_bytes / 1e9:.1f} GB, which is not free; use a larger GPU")
 
 
 def _in_turns(job: Job, sides: Sequence[Side], advance: Advance) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epigraph.cli import show
+from epigraph.cli.options import recipe_of
 from epigraph.errors import BadValue
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def fleet(
     }
     if out is None:
         raise BadValue("--out is missing; give the folder or address to write to")
-    recipe = _recipe(words or [], {key: value for key, value in flags.items() if value is not None})
+    recipe = recipe_of(words or [], {key: value for key, value in flags.items() if value is not None})
     given = {
         "recipe": recipe.model_dump(mode="json"),
         "column": column,
@@ -78,16 +79,6 @@ def fleet(
         "retry_failed": retry_failed,
     }
     _run(given, None if ray is None else (ray, workers), as_json)
-
-
-def _recipe(words: list[str], flags: Mapping[str, Any]) -> Any:
-    from epigraph.train.recipe_file import parse_changes, read_recipe
-
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise BadValue(f"got {len(files)} recipes ({', '.join(files)}), expected one TOML file and key=value changes")
-    changes = {**parse_changes([word for word in words if "=" in word]), **flags}
-    return read_recipe(Path(files[0]) if files else None, changes)
 
 
 def _run(given: Mapping[str, Any], cluster: tuple[str, int] | None, as_json: bool) -> None:

@@ -1,8 +1,8 @@
-"""What several commands ask for alike: an artifact behind its base, a precision, a decoding."""
+"""What several commands ask for alike: a recipe, an artifact behind its base, a precision, a decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,19 @@ if TYPE_CHECKING:
     from epigraph.contract import Decoding
     from epigraph.frozen.ensemble import Ensemble, Joining
     from epigraph.train.answering import Answering
+    from epigraph.train.recipe import Recipe
     from epigraph.tuned import Tuned
+
+
+def recipe_of(words: Sequence[str], flags: Mapping[str, Any]) -> Recipe:
+    """The recipe of a TOML file and ``key=value`` words, then ``flags`` by dotted key."""
+    from epigraph.train.recipe_file import parse_changes, read_recipe
+
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise BadValue(f"got {len(files)} recipes ({', '.join(files)}), expected one TOML file and key=value changes")
+    changes = {**parse_changes([word for word in words if "=" in word]), **flags}
+    return read_recipe(Path(files[0]) if files else None, changes)
 
 
 def open_any(path: Path, *, model: str | None, precision: str, device: str, allow_base: str | None) -> Answering:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from epigraph.cli import show
+from epigraph.cli.options import recipe_of
 from epigraph.errors import BadValue
 
 if TYPE_CHECKING:
@@ -97,17 +98,13 @@ def train(
 
 def _recipe(words: list[str], flags: Mapping[str, Any], resumed: Path | None) -> Any:
     """The recipe of file, changes and flags; of a run that goes on, without any, the one it was begun with."""
-    from epigraph.train.recipe_file import check_recipe, parse_changes, read_recipe
+    from epigraph.train.recipe_file import check_recipe
 
     if resumed is not None and not words and not flags:
         from epigraph.train.folder import given_tables
 
         return check_recipe(given_tables(resumed))
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise BadValue(f"got {len(files)} recipes ({', '.join(files)}), expected one TOML file and key=value changes")
-    changes = {**parse_changes([word for word in words if "=" in word]), **flags}
-    return read_recipe(Path(files[0]) if files else None, changes)
+    return recipe_of(words, flags)
 
 
 def _run(ready: Prepared, out: Path, as_json: bool, *, resume: bool) -> None:

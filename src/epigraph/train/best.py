@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +24,11 @@ class Best:
     def is_enough(self) -> bool:
         """Patience has run out."""
         return self._plan.patience is not None and self.since >= self._plan.patience
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a run's position says of it."""
+        return {"kept_step": self.step, "kept_values": dict(self.values), "since": self.since}
 
     def take(self, step: int, values: Mapping[str, float], parameters: Mapping[str, Tensor]) -> None:
         """Take in the scores of ``parameters``, which are as they are after ``step``."""

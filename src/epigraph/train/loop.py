@@ -222,9 +222,7 @@ class Descent:
 
     def position(self, step: int, tokens: int, seconds: float) -> Position:
         """Where the run is after ``step``."""
-        best = self.best
-        kept = {"kept_step": best.step, "kept_values": dict(best.values), "since": best.since}
-        return Position(step=step, tokens=tokens, seconds=seconds, **kept)
+        return Position(step=step, tokens=tokens, seconds=seconds, **self.best.kept)
 
     def step(self, shares: Sequence[Share], lr: float) -> dict[str, Any]:
         """One optimiser step; its record."""

@@ -43,7 +43,6 @@ class Member:
     ) -> None:
         self.name, self.ready, self.plan = name, ready, plan
         self.at = Position() if begin is None else begin.position
-        self.resumed_from = None if begin is None else self.at.step
         self.records: list[dict[str, Any]] = []
         self.generator = torch.Generator()
         self.generator.set_state(generator_state if begin is None else begin.tensors["generator.cpu"])
@@ -96,9 +95,7 @@ class Member:
         seconds = time.perf_counter() - self._start
         self.records.append({"step": self.at.step, "dev": dict(values), "seconds": seconds})
         self.best.take(self.at.step, values, parameters)
-        self.at = self.at.model_copy(
-            update={"kept_step": self.best.step, "kept_values": dict(self.best.values), "since": self.best.since}
-        )
+        self.at = self.at.model_copy(update=self.best.kept)
 
     def mask(self, shape: torch.Size, dtype: torch.dtype, share: float) -> Tensor:
         """What dropout multiplies with, as :func:`torch.nn.functional.dropout` draws it on a CPU from his generator."""

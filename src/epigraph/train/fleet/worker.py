@@ -21,7 +21,7 @@ from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import Method
 from epigraph.tasks.users import user_id
 from epigraph.train.build import make_method
-from epigraph.train.fleet.claims import Claims
+from epigraph.train.fleet.claims import FAILED, Claims
 from epigraph.train.fleet.member import Member
 from epigraph.train.fleet.order import Order, Progress, check_recipe
 from epigraph.train.fleet.place import Place
@@ -100,7 +100,7 @@ class _Worker:
         self.frozen = load_base(order.recipe, self.precision, order.device)
         self._agree()
         if order.retry_failed:
-            for user in self.place.names("failed"):
+            for user in self.place.names(FAILED):
                 self.claims.retry(user.removesuffix(".json"))
         self.start = self.saved = time.monotonic()
         while not self._is_over():
@@ -149,7 +149,7 @@ class _Worker:
             ended = self.claims.ended()
             hows = [ended[user] for user in self.names if user in ended]
             self.progress.done, self.progress.failed = hows.count("done"), hows.count("failed")
-            free = [user for user in self.claims.open_ids(self.names) if user not in self.running]
+            free = [user for user in self.claims.open_ids(self.names, ended) if user not in self.running]
             # Workers begin at different users, so that they seldom want the same one.
             turn = int.from_bytes(self.claims.worker.encode()[-4:], "big") % max(1, len(free))
             self.waiting = deque(free[turn:] + free[:turn])
