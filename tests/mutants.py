@@ -163,7 +163,7 @@ MUTANTS = (
     mutant(
         "positions of RoBERTa are counted from 0",
         "frozen/model.py",
-        "positions + self._position_offset",
+        "positions + self.position_offset",
         "positions",
         PLACED,
         "-k",

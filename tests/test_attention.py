@@ -152,7 +152,7 @@ def test_reach(family: str, visibility: str) -> None:
 
 def _first_layer_change(frozen: FrozenModel, row: Sequence[int], one: KVPrefix, other: KVPrefix | None) -> Tensor:
     """How much the first attention layer's output moves at each position, ``[T]``."""
-    first = next(iter(frozen._slots))
+    first = next(iter(frozen.slots))
     seen: list[Tensor] = []
     handle = first.register_forward_hook(lambda _m, _a, out: seen.append(out[0].detach()))
     logits(frozen, row, one)
@@ -280,7 +280,7 @@ def test_checkpointing_gives_identical_gradients(family: str, attention_name: st
     frozen.checkpoint_activations()
     calls = _count_calls(frozen)
     checkpointed_loss, checkpointed = gradients(frozen, method, rows)
-    assert calls[0] == 2 * len(frozen._slots), "the layers did not run again in the backward pass"
+    assert calls[0] == 2 * len(frozen.slots), "the layers did not run again in the backward pass"
     assert loss == checkpointed_loss
     for one, other in zip(plain, checkpointed, strict=True):
         assert torch.equal(one, other)
@@ -289,7 +289,7 @@ def test_checkpointing_gives_identical_gradients(family: str, attention_name: st
 
 def _count_calls(frozen: FrozenModel) -> list[int]:
     calls = [0]
-    for module in frozen._slots:
+    for module in frozen.slots:
 
         def count(*_: object) -> None:
             calls[0] += 1

@@ -205,15 +205,15 @@ def test_nothing_is_put_in_front_where_the_cache_holds_it(
 ) -> None:
     """Neither by the seam nor by the cache, at no step; layers with a window go on as before."""
     frozen = tiny(family)
-    windowed = [x for x in frozen._slots.values() if x.window is not None]
+    windowed = [x for x in frozen.slots.values() if x.window is not None]
     ids, mask = pad(ROWS, 0, left=True)
     head_dims = {x.head_dim for x in frozen.geometry.sites["decoder.self"]}
     decoded(frozen, mixed(frozen), cache_for(frozen.model.config, 32), **options)
     assert concatenated == windowed * NEW
     concatenated.clear()
     decoded(frozen, mixed(frozen), None, **options)
-    assert len(concatenated) == NEW * len(frozen._slots)
-    for cache, per_step in ((cache_for(frozen.model.config, 32), len(windowed)), (DynamicCache(), len(frozen._slots))):
+    assert len(concatenated) == NEW * len(frozen.slots)
+    for cache, per_step in ((cache_for(frozen.model.config, 32), len(windowed)), (DynamicCache(), len(frozen.slots))):
         with torch.inference_mode(), frozen.bind(mixed(frozen)):
             frozen.model(input_ids=ids, attention_mask=mask, past_key_values=cache)
             longer = torch.cat([mask, mask[:, :1]], dim=1)
@@ -309,11 +309,11 @@ GREEDY = Decoding(max_new_tokens=NEW, min_new_tokens=NEW)
 def test_generate_decodes_so_and_can_be_told_not_to(family: str, num_beams: int, concatenated: list[Slot]) -> None:
     frozen = tiny(family)
     decoding = replace_beams(num_beams)
-    num_windowed = sum(x.window is not None for x in frozen._slots.values())
+    num_windowed = sum(x.window is not None for x in frozen.slots.values())
     own = generate(frozen, ROWS, mixed(frozen), decoding)
     assert len(concatenated) == num_windowed * NEW
     assert own == generate(frozen, ROWS, mixed(frozen), decoding, cache_implementation="dynamic")
-    assert len(concatenated) == (num_windowed + len(frozen._slots)) * NEW
+    assert len(concatenated) == (num_windowed + len(frozen.slots)) * NEW
     assert own == generate(frozen, ROWS, mixed(frozen), decoding, use_cache=False)
     assert own == generate(frozen, ROWS, mixed(frozen), decoding, batch_size=3)
 
@@ -326,7 +326,7 @@ def test_a_users_own_generate_goes_on_as_before(family: str, concatenated: list[
     frozen = tiny(family)
     prefix = random_prefix(frozen.geometry, 5, 1)
     said = decoded(frozen, prefix, None)
-    assert len(concatenated) == NEW * len(frozen._slots)
+    assert len(concatenated) == NEW * len(frozen.slots)
     own = generate(frozen, ROWS, prefix, GREEDY)
     assert own == [ids[-NEW:] for ids in said.ids]
 
@@ -356,7 +356,7 @@ def test_an_infix_that_the_model_reads_is_added_to_by_the_seam(concatenated: lis
     carried = [read, random_prefix(frozen.geometry, 3, 2)]
     own = generate(frozen, rows, carried, GREEDY)
     assert own == generate(frozen, rows, carried, GREEDY, cache_implementation="dynamic")
-    assert len(concatenated) == 2 * NEW * len(frozen._slots)
+    assert len(concatenated) == 2 * NEW * len(frozen.slots)
     unread = replace(read, embeddings_PE=None)
     concatenated.clear()
     own = generate(frozen, ROWS[:2], [unread, None], GREEDY)

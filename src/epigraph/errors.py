@@ -38,6 +38,18 @@ EpigraphError
     │   ├── CannotServe            virtual tokens, or a setting, that an engine cannot serve exactly
     │   ├── EngineUnavailable      the engine is not installed here, or did not start
     │   └── RequestFailed          the engine ended a request without an answer
+    ├── RegistryError
+    │   ├── BadName                what no tenant, prefix, version or alias may be called
+    │   ├── TenantNotFound         no tenant of that name
+    │   ├── AlreadyThere           a tenant, an alias or a share of that name is there, and would be changed
+    │   ├── CatalogueUnavailable   the database of a registry does not answer
+    │   ├── StoreUnavailable       the bytes of a registry cannot be read or written
+    │   └── CatalogueTooNew        the database was made by a later version of this program
+    ├── AccessError
+    │   ├── BadKey                 no API key, or none that is known and still good
+    │   ├── Forbidden              the key is good, and not for this
+    │   ├── QuotaExceeded          more requests, tokens or concurrent answers than the tenant may have
+    │   └── RequestTooLarge        a body, a text or an answer over the server's limits
     ├── RunError
     │   ├── NothingToResume        no checkpoint, or none that is whole
     │   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
@@ -210,6 +222,59 @@ class EngineUnavailable(EngineError):
 
 class RequestFailed(EngineError):
     """The engine ended a request without an answer."""
+
+
+class RegistryError(UserError):
+    """About tenants and the prefixes that are kept for them."""
+
+
+class BadName(RegistryError):
+    """What no tenant, prefix, version or alias may be called."""
+
+
+class TenantNotFound(RegistryError):
+    """No tenant of that name."""
+
+
+class AlreadyThere(RegistryError):
+    """A tenant, an alias or a share of that name is there, and would be changed."""
+
+
+class CatalogueUnavailable(RegistryError):
+    """The database of a registry does not answer."""
+
+
+class StoreUnavailable(RegistryError):
+    """The bytes of a registry cannot be read or written."""
+
+
+class CatalogueTooNew(RegistryError):
+    """The database was made by a later version of this program."""
+
+
+class AccessError(UserError):
+    """About who may do what; no message holds a key."""
+
+
+class BadKey(AccessError):
+    """No API key, or none that is known and still good."""
+
+
+class Forbidden(AccessError):
+    """The key is good, and not for this."""
+
+
+class QuotaExceeded(AccessError):
+    """More requests, tokens or concurrent answers than the tenant may have."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        # Seconds after which the same request may be made again.
+        self.retry_after = retry_after
+
+
+class RequestTooLarge(AccessError):
+    """A body, a text or an answer over the server's limits."""
 
 
 class RunError(UserError):

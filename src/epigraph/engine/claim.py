@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from epigraph.artifact.header import MAX_VIRTUAL_TOKENS
 from epigraph.errors import BadClaim, SaltMismatch
+from epigraph.names import PART, PATH
 from epigraph.virtual import Geometry
 
 # Stands P times in front of the text where an engine wants token ids; it is never read as a token.
@@ -28,11 +29,8 @@ MAX_TENANT = 256
 
 _SALT_BEGINS = "epigraph-1."
 
-# Also a path below the folder of prefixes: no part begins with a dot, so none leads out of it.
-_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-_PATH = rf"{_PART}(/{_PART}){{0,7}}"
-_Path = Annotated[str, Field(pattern=rf"^{_PATH}$")]
-_Part = Annotated[str, Field(pattern=rf"^({_PART})?$")]
+_Path = Annotated[str, Field(pattern=rf"^{PATH}$")]
+_Part = Annotated[str, Field(pattern=rf"^({PART})?$")]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -81,7 +79,7 @@ class Claim(BaseModel):
 
 def check_id(prefix: str, version: str = "", tenant: str = "") -> None:
     """Raise :class:`BadClaim` for what is no prefix id, version or tenant: an id might be a path to somewhere else."""
-    if not re.fullmatch(_PATH, prefix) or not re.fullmatch(f"({_PART})?", version):
+    if not re.fullmatch(PATH, prefix) or not re.fullmatch(f"({PART})?", version):
         raise BadClaim(
             f"{(prefix, version)} is no prefix id and version, expected letters, digits, '.', '_' and '-', in parts "
             "joined by '/' that begin with a letter, a digit or '_'"

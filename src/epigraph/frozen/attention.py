@@ -25,6 +25,7 @@ from epigraph.frozen import grouped
 from epigraph.frozen.cache import NONE, Held
 from epigraph.frozen.packing import Packing
 from epigraph.frozen.rows import Rows
+from epigraph.frozen.table import Seats
 from epigraph.virtual import Site
 
 ARGUMENT = "epigraph_run"
@@ -71,6 +72,7 @@ class Run:
 
     ``seen``, where given, collects each layer's call. ``packing``: the rows come as one, without their padding.
     ``held``: the layers whose keys and values come out of a cache with the virtual ones in front already.
+    ``seats``: a packed forward whose rows are those of a table, which has their virtual tokens and their text so far.
     """
 
     slots: Mapping[nn.Module, Slot]
@@ -80,6 +82,7 @@ class Run:
     seen: dict[nn.Module, Call] | None = None
     packing: Packing | None = None
     held: Held = NONE
+    seats: Seats | None = None
     masks: dict[tuple[Any, ...], tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
 
     def mask(self, text_mask: Tensor | None, slot: Slot, absent: tuple[int, ...], shape: Shape) -> Tensor | None:
@@ -173,7 +176,12 @@ def _attention(name: str) -> Callable[..., Any]:
             )
         if run.seen is not None:
             run.seen[module] = _seen(module, query, key, value, attention_mask, kwargs)
-        if run.packing is not None:
+        if run.seats is not None and run.packing is not None:
+            slot = run.slots[module]
+            query = run.packing.spread(query)
+            key, value = run.seats.put(slot.layer, key, value)
+            attention_mask = run.seats.mask(slot.layer, slot.window, query.dtype)
+        elif run.packing is not None:
             query, key, value = (run.packing.spread(x) for x in (query, key, value))
             additive = key.dtype if name == "eager" else None
             attention_mask = run.packing.mask(run.slots[module].window, additive)

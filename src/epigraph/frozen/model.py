@@ -41,7 +41,8 @@ class FrozenModel:
     """A language model, frozen, in eval mode, whose attention takes virtual keys and values.
 
     ``kind`` is causal, encoder-decoder, masked (an encoder with a language-modelling head) or encoder (without one).
-    ``layers`` are its blocks, an encoder's first; where layers stand within layers, all of them.
+    ``layers`` are its blocks, an encoder's first; where layers stand within layers, all of them. ``slots`` are its
+    attention modules' places, ``position_offset`` is the number of the first position, None where none can be given.
     ``model`` and ``tokenizer`` are the ordinary transformers objects; every use of ``model`` (forward, ``generate``)
     inside :meth:`bind` carries the bound prefixes, and none does outside.
     """
@@ -67,12 +68,12 @@ class FrozenModel:
         self._checkpoint = checkpoint_on_disk
         attention.install(model, attention_name)
         found = survey(model)
-        self.geometry, self.kind, self._slots = found.geometry, found.kind, found.slots
-        self._position_offset = found.position_offset
+        self.geometry, self.kind, self.slots = found.geometry, found.kind, found.slots
+        self.position_offset = found.position_offset
         # Every binding in force, whichever thread made it.
         self._bindings: list[Rows] = []
         self.layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer)]
-        self._text_embeddings = text_embeddings(model)
+        self.text_embeddings = text_embeddings(model)
         scored.narrow_head(model)
         # generate() calls an encoder alone, and so do heads. Other parts of a model are not ways in.
         ways_in = {"encoder-decoder": [model.get_encoder()], "causal": []}.get(self.kind, [model.base_model])
@@ -109,7 +110,7 @@ class FrozenModel:
     @cached_property
     def packs(self) -> bool:
         """Whether rows are packed where logits are :meth:`scored`, found by trying, once: no number changes."""
-        return self.kind == "causal" and scored.can_pack(self.model, self._slots, self._position_offset)
+        return self.kind == "causal" and scored.can_pack(self.model, self.slots, self.position_offset)
 
     @property
     def device(self) -> torch.device:
@@ -174,7 +175,7 @@ class FrozenModel:
         if rows is None or not rows.tokens:
             placed.refuse_slots(given.get("input_ids"))
         if rows is None:
-            return args, {**kwargs, ARGUMENT: Run(slots=self._slots)}
+            return args, {**kwargs, ARGUMENT: Run(slots=self.slots)}
         refuse_reentrant(self.layers)
         tokens = next(given[x] for x in ("input_ids", "inputs_embeds", "decoder_input_ids") if given.get(x) is not None)
         return (), self._carrying(rows.for_batch(tokens.shape[0]), given, tokens, held)
@@ -192,20 +193,20 @@ class FrozenModel:
             placed.note_slots(rows, ids)
         # Steps from a cache have nothing to fill.
         if ids is not None and has_slots:
-            given |= {"inputs_embeds": placed.filled(self._text_embeddings, rows, ids), "input_ids": None}
-        if positions is not None and self._position_offset is not None:
-            given["position_ids"] = positions + self._position_offset
+            given |= {"inputs_embeds": placed.filled(self.text_embeddings, rows, ids), "input_ids": None}
+        if positions is not None and self.position_offset is not None:
+            given["position_ids"] = positions + self.position_offset
         now, packing = scored.wanted(self.model), None
         if now is not None and self.packs and (packing := packing_of(given)) is not None:
             now.packing, given = packing, packing.arguments(given)
         at = placed.infix_columns(rows)
-        run = Run(slots=self._slots, rows=rows, positions_BT=positions, columns_BP=at, packing=packing, held=held)
+        run = Run(slots=self.slots, rows=rows, positions_BT=positions, columns_BP=at, packing=packing, held=held)
         return {**given, ARGUMENT: run}
 
     def _positions(self, rows: Rows, given: dict[str, Any], tokens: Tensor) -> Tensor:
         """``[B, T]``, counted from each row's first real token; raises where they do not fit, or cannot be given."""
         mask = given.get("attention_mask")
-        if self._position_offset is None and isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):
+        if self.position_offset is None and isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all()):
             raise BatchMismatch(
                 f"{self.name} takes no positions and the batch is padded on the left, which would shift its text; "
                 "pad on the right"
@@ -246,12 +247,12 @@ class FrozenModel:
         with torch.no_grad():
             if self.kind == "causal":
                 return self.lower(SoftPrompt(embeddings_PE=self.embed(ids)))
-            return read_alone(self.model, self._slots, self.geometry, ids)
+            return read_alone(self.model, self.slots, self.geometry, ids)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """``[P, E]``: the input embeddings of token ids, as the layers that read the source receive them."""
         tokens = torch.tensor([list(ids)], device=self.device)
-        embeddings: Tensor = self._text_embeddings(tokens)[0]
+        embeddings: Tensor = self.text_embeddings(tokens)[0]
         return embeddings
 
     @cached_property
@@ -274,7 +275,7 @@ class FrozenModel:
         if isinstance(tokens, KVPrefix):
             return tokens
         refuse_lowering(self.model, self.kind, tokens)
-        return lowered(self.model, self._slots, self.geometry, tokens.embeddings_PE)
+        return lowered(self.model, self.slots, self.geometry, tokens.embeddings_PE)
 
     def carried(self, tokens: VirtualTokens, *, several: bool = False) -> VirtualTokens:
         """Virtual tokens as a forward carries them: lowered, or as they are where they stand at slots of the text."""

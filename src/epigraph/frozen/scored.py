@@ -44,9 +44,9 @@ def wanted(model: PreTrainedModel) -> Wanted | None:
 
 
 @contextmanager
-def scored(model: PreTrainedModel, mask_BT: Tensor) -> Iterator[None]:
-    """Let the model's language-modelling head see the marked places only."""
-    token = _WANTED.set((*_WANTED.get(), Wanted(model=model, mask_BT=mask_BT)))
+def scored(model: PreTrainedModel, mask_BT: Tensor, packing: Packing | None = None) -> Iterator[None]:
+    """Let the model's language-modelling head see the marked places only; ``packing``: the rows are packed already."""
+    token = _WANTED.set((*_WANTED.get(), Wanted(model=model, mask_BT=mask_BT, packing=packing)))
     try:
         yield
     finally:
