@@ -109,7 +109,7 @@ class Tuned:
         members = [self.prefix]
         for path in others:
             content = artifact.load(artifact.find(Path(path)))
-            _check_contract(path, content.contract, self.artifact.contract)
+            check_contract(path, content.contract, self.artifact.contract)
             members.append(Tuned(self.frozen, content, allow_base=allow_base).prefix)
         return Ensemble(members=tuple(members), mean=mean)
 
@@ -195,8 +195,11 @@ def _head(content: Artifact, frozen: FrozenModel) -> Head | None:
     return Head(weight_CD=weight, bias_C=bias[0] if bias else None, reads=reads)
 
 
-def _check_contract(path: str | Path, other: TextContract, own: TextContract) -> None:
-    """Members must see the same ids; the first one's decoding is used, so that the others' does not count."""
+def check_contract(path: str | Path, other: TextContract, own: TextContract) -> None:
+    """Raise :class:`ContractMismatch` unless members of an ensemble see the same ids.
+
+    The first one's decoding is used, so that the others' does not count.
+    """
     for name in TextContract.model_fields:
         got, expected = getattr(other, name), getattr(own, name)
         if name != "decoding" and got != expected:

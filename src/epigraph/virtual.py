@@ -7,8 +7,10 @@ K key-value heads, H head width, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -81,6 +83,11 @@ class Geometry:
     def numbers_per_token(self) -> int:
         """How many numbers one virtual token is, as keys and values in every layer of every site."""
         return sum(2 * x.num_kv_heads * x.head_dim for layers in self.sites.values() for x in layers)
+
+
+def geometry_digest(geometry: Geometry) -> str:
+    """64 hex digits over what must match between virtual tokens and a model."""
+    return hashlib.sha256(json.dumps(asdict(geometry), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epigraph.artifact.header import MAX_VIRTUAL_TOKENS
 from epigraph.errors import BadClaim, SaltMismatch
 from epigraph.names import PART, PATH
-from epigraph.virtual import Geometry
+from epigraph.virtual import geometry_digest as geometry_digest  # engines take it from here
 
 # Stands P times in front of the text where an engine wants token ids; it is never read as a token.
 PLACEHOLDER = 0
@@ -96,11 +95,6 @@ def salt_key() -> bytes:
 def is_salt(salt: str | None) -> bool:
     """Whether it looks like a salt that only a request with a claim has."""
     return salt is not None and salt.startswith(_SALT_BEGINS)
-
-
-def geometry_digest(geometry: Geometry) -> str:
-    """64 hex digits over what must match between virtual tokens and a model."""
-    return hashlib.sha256(json.dumps(asdict(geometry), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def to_params(claim: Claim) -> dict[str, Any]:

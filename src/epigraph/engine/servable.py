@@ -6,6 +6,7 @@ Everything else is refused by name. It knows no engine; training asks it, too, s
 from __future__ import annotations
 
 from epigraph.contract import TextContract
+from epigraph.engine.base import Request
 from epigraph.errors import CannotServe
 from epigraph.virtual import Geometry, KVPrefix, SoftPrompt, VirtualTokens
 
@@ -54,3 +55,10 @@ def refuse_unservable_contract(contract: TextContract) -> None:
             f"the task decodes with {contract.decoding.num_beams} beams; ask for greedy decoding (num_beams = 1) or "
             f"{_LOCAL}"
         )
+
+
+def refuse_ensemble(request: Request) -> None:
+    """Raise :class:`CannotServe` for several prefixes at once: each row of the engine's batch draws for itself."""
+    if request.others:
+        names = "+".join([str(request.prefix), *(x.prefix for x in request.others)])
+        raise CannotServe(f"{names} is an ensemble, whose members must take one token together; {_LOCAL}")

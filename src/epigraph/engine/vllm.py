@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from epigraph.engine.base import Engine, FinishReason, Piece, Request
+from epigraph.engine.base import Base, Counts, Engine, FinishReason, Piece, Request, TokenLogprob
 from epigraph.engine.claim import Claim, check_id, salt_key
-from epigraph.engine.contracts import bare_contract, raw_contract
-from epigraph.engine.servable import refuse_unservable_contract
+from epigraph.engine.contracts import bare_contract, raw_contract, stopping
+from epigraph.engine.servable import refuse_ensemble, refuse_unservable_contract
 from epigraph.engine.shelf import Shelf
 from epigraph.engine.spoken import Spoken
 from epigraph.engine.vllm_prefixes import Lowerer, Prefixes
@@ -26,7 +26,11 @@ from epigraph.errors import BadValue, EngineUnavailable, RequestFailed
 from epigraph.frozen.generate import until_end
 from epigraph.frozen.identity import Identity, identify
 from epigraph.frozen.inputs import Codec
+from epigraph.frozen.resolve import public_name
 from epigraph.tuned import encoded
+
+
+_Output = tuple[tuple[int, ...], str | None, tuple[TokenLogprob, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,14 +115,35 @@ class VLLMEngine(Engine):
             raise EngineUnavailable(f"vLLM did not start: {first}; its log says more") from wrong
         return cls(engine, names, base, known)
 
+    @property
+    def base(self) -> Base:
+        """See :class:`epigraph.engine.base.Engine`."""
+        known = self._base
+        return Base(
+            name=public_name(known.checkpoint.name),
+            fingerprint=known.fingerprint,
+            tokenizer_fingerprint=known.tokenizer_fingerprint,
+        )
+
+    def counts(self) -> Counts:
+        """See :class:`epigraph.engine.base.Engine`. vLLM does not say which of its requests wait."""
+        running = sum(x.began for x in self._running.values())
+        return Counts(running=running, waiting=len(self._running) - running)
+
+    def check(self) -> None:
+        """See :class:`epigraph.engine.base.Engine`."""
+        if self._is_closed:
+            raise EngineUnavailable("the engine is closed; start another one")
+        if self._engine.errored:
+            raise EngineUnavailable("vLLM has ended; its log says why; start another engine")
+
     async def submit(self, request: Request) -> AsyncIterator[Piece]:
         """See :class:`epigraph.engine.base.Engine`. vLLM begins when the first piece is asked for.
 
         Raises what is wrong with a text or its prefix; :class:`CannotServe` for what only the local engine can do,
         :class:`TextTooLong`, and :class:`EngineUnavailable` once closed.
         """
-        if self._is_closed:
-            raise EngineUnavailable("the engine is closed; start another one")
+        self.check()
         if request.request_id in self._running:
             raise BadValue(f"request {request.request_id!r} is running; give each request an id of its own")
         running = self._running[request.request_id] = _Running()
@@ -152,6 +177,7 @@ class VLLMEngine(Engine):
         engine.shutdown()
 
     async def _ask(self, request: Request) -> _Asked:
+        refuse_ensemble(request)
         codec, claim, placed = await self._read(request)
         decoding = request.decoding or codec.contract.decoding
         refuse_unservable_contract(codec.contract.model_copy(update={"decoding": decoding}))
@@ -164,7 +190,7 @@ class VLLMEngine(Engine):
         else:
             prompt = behind(claim, ids, self._key)
         check_room(prompt, decoding, self._limit)
-        parameters = self._parameters(settings(decoding, request.sampling, self._end, prompt))
+        parameters = self._parameters(settings(decoding, request, self._end, prompt))
         return _Asked(prompt=prompt, codec=codec, parameters=parameters, claim=claim if prompt.params else None)
 
     def _parameters(self, given: dict[str, Any]) -> Any:
@@ -178,10 +204,13 @@ class VLLMEngine(Engine):
         tokenizer = self._base.tokenizer
         if request.prefix is None:
             check_id("bare", tenant=request.tenant)
-            return Codec(tokenizer, bare_contract(tokenizer, request.text)), None, None
+            return Codec(tokenizer, stopping(bare_contract(tokenizer, request.text), request.stop)), None, None
         check_id(request.prefix, request.version, request.tenant)
         known = await self._prefixes.get(request.prefix, request.version)
-        codec = Codec(tokenizer, raw_contract(known.codec.contract)) if request.raw else known.codec
+        codec = known.codec
+        if request.raw or request.stop:
+            contract = raw_contract(codec.contract) if request.raw else codec.contract
+            codec = Codec(tokenizer, stopping(contract, request.stop))
         return codec, known.claim.model_copy(update={"tenant": request.tenant}), known.placed
 
     async def _pieces(self, request: Request, asked: _Asked, running: _Running) -> AsyncIterator[Piece]:
@@ -193,11 +222,11 @@ class VLLMEngine(Engine):
         outputs = self._outputs(request, asked)
         running.began = True
         try:
-            async for new, ended in outputs:
+            async for new, ended, told in outputs:
                 text, reason = spoken.add(new), _reason(ended, running, spoken)
                 if reason is not None:
                     text += spoken.finish()
-                yield Piece(text=text, token_ids=new, num_prompt_tokens=count, finish_reason=reason)
+                yield Piece(text=text, token_ids=new, num_prompt_tokens=count, finish_reason=reason, logprobs=told)
                 if reason is not None:
                     return
         finally:
@@ -205,8 +234,9 @@ class VLLMEngine(Engine):
             await outputs.aclose()
             self._running.pop(request.request_id, None)
 
-    async def _outputs(self, request: Request, asked: _Asked) -> AsyncGenerator[tuple[tuple[int, ...], str | None]]:
-        """New ids without the end token, and at the end vLLM's word for why. Raises :class:`RequestFailed`."""
+    async def _outputs(self, request: Request, asked: _Asked) -> AsyncGenerator[_Output]:
+        """New ids without the end token, at the end vLLM's word for why, and log-probabilities where they were asked
+        for. Raises :class:`RequestFailed`."""
         names, value = self._names, asked.prompt.value
         given = names.embeds_input(**value) if "prompt_embeds" in value else names.tokens_input(**value)
         generation = self._engine.generate(given, asked.parameters, request.request_id)
@@ -215,13 +245,26 @@ class VLLMEngine(Engine):
                 said = output.outputs[0]
                 if said.finish_reason == "error":
                     raise RequestFailed(f"vLLM refused the request: {await self._why(asked)}")
-                yield tuple(until_end(list(said.token_ids), self._ends)), said.finish_reason
+                new = tuple(until_end(list(said.token_ids), self._ends))
+                yield new, said.finish_reason, self._told(new, said.logprobs, request.logprobs)
         except names.EngineDeadError as dead:
             raise EngineUnavailable("vLLM has ended; its log says why; start another engine") from dead
         except (names.EngineGenerateError, names.VLLMClientError) as wrong:
             raise RequestFailed(f"vLLM could not take the request: {wrong.__cause__ or wrong}") from wrong
         finally:
             await generation.aclose()
+
+    def _told(self, new: tuple[int, ...], said: Any, num: int | None) -> tuple[TokenLogprob, ...]:
+        """What vLLM says of each new token, as the protocol has it; vLLM counts the token itself beside the likeliest."""
+        if num is None:
+            return ()
+        tokenizer, found = self._base.tokenizer, []
+        for token, likely in zip(new, said, strict=False):
+            best = sorted((x for x in likely.items() if x[1].rank <= num), key=lambda x: x[1].rank)
+            top = tuple((str(tokenizer.decode([i])), float(x.logprob)) for i, x in best)
+            own = likely[token]
+            found.append(TokenLogprob(text=str(tokenizer.decode([token])), logprob=float(own.logprob), top=top))
+        return tuple(found)
 
     async def _why(self, asked: _Asked) -> str:
         if asked.claim is None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from epigraph.contract import Decoding
-from epigraph.engine.base import Sampling
+from epigraph.engine.base import Request
 from epigraph.engine.claim import PLACEHOLDER, Claim, to_params
 from epigraph.engine.vllm_request import prompt_of
 from epigraph.errors import BadValue, CannotServe, GeometryMismatch, TextTooLong
@@ -106,11 +106,16 @@ def _fitting(claim: Claim, prompt: SoftPrompt, width: Width) -> torch.Tensor:
     return rows_PE
 
 
-def settings(decoding: Decoding, sampling: Sampling, end_token: int | None, prompt: Prompt) -> dict[str, Any]:
+def settings(decoding: Decoding, request: Request, end_token: int | None, prompt: Prompt) -> dict[str, Any]:
     """The arguments of vLLM's ``SamplingParams``. Stop texts are not among them: the front end knows them exactly."""
+    sampling = request.sampling
     return {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "logprobs": request.logprobs,
         "seed": sampling.seed,
         "max_tokens": decoding.max_new_tokens,
         "min_tokens": min(decoding.min_new_tokens, decoding.max_new_tokens),

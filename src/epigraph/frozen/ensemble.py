@@ -171,9 +171,13 @@ class _Averaged(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Log-probabilities ``[B N, V]`` of logits ``[B N, V]``."""
         logs_BNV = scores.float().log_softmax(-1).unflatten(0, (-1, self.num_members))
-        joined_BV = logs_BNV.mean(1) if self.mean == "geometric" else logs_BNV.logsumexp(1)
-        averaged: Tensor = joined_BV.log_softmax(-1).repeat_interleave(self.num_members, 0)
-        return averaged
+        return joined(logs_BNV, self.mean).repeat_interleave(self.num_members, 0)
+
+
+def joined(logs_xNV: Tensor, mean: Mean) -> Tensor:
+    """``[..., V]``: the log-probabilities of N members ``[..., N, V]`` as one distribution's."""
+    together: Tensor = logs_xNV.mean(-2) if mean == "geometric" else logs_xNV.logsumexp(-2)
+    return together.log_softmax(-1)
 
 
 def _asked(
