@@ -5,18 +5,20 @@ The only place that knows PEFT, which `pip install 'epigraph[bench]'` brings. Le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from epigraph.bench.serve_load import Ask
 from epigraph.bench.sides import Ours, Theirs, Trainer, inputs
 from epigraph.errors import BadValue
 from epigraph.frozen.batch import collate
 from epigraph.frozen.grafts import add_lora, lora_targets
-from epigraph.frozen.inputs import Encoded
+from epigraph.frozen.inputs import Encoded, fill_token
 from epigraph.frozen.loading import load
 from epigraph.frozen.model import FrozenModel
 from epigraph.frozen.resolve import resolve
@@ -89,6 +91,46 @@ def prefix_of(model: nn.Module, like: KVPrefix, frozen: FrozenModel) -> KVPrefix
     """What PEFT has trained, as virtual tokens, so that both are judged by one measure."""
     flat_PN = _embedding(model).detach().float()
     return unflatten(flat_PN, frozen.geometry, text_start=like.text_start, visibility=like.visibility)
+
+
+class Switching:
+    """PEFT serving several users: a prefix an adapter, switched for each request, one request after the other."""
+
+    def __init__(self, name: str, frozen: FrozenModel, prefixes: Mapping[str, KVPrefix]) -> None:
+        """``prefixes`` are as long as each other, with ``frozen``'s geometry."""
+        import peft
+
+        names = list(prefixes)
+        config = peft.PrefixTuningConfig(
+            task_type="CAUSAL_LM", num_virtual_tokens=prefixes[names[0]].num_virtual_tokens
+        )
+        model: Any = peft.get_peft_model(plain_model(name, frozen), config, adapter_name=names[0])
+        for other in names[1:]:
+            model.add_adapter(other, config)
+        with torch.no_grad():
+            for user, prefix in prefixes.items():
+                model.prompt_encoder[user].embedding.weight.copy_(flatten(prefix))
+        self._model: Any = model.eval()
+        self._fill = fill_token(frozen.tokenizer)
+
+    def answer(self, asks: Sequence[Ask], num_new: int) -> tuple[float, list[list[int]]]:
+        """The seconds until the last is answered, and the answers, each of ``num_new`` tokens, drawn greedily."""
+        start = time.perf_counter()
+        found = []
+        with torch.inference_mode():
+            for ask in asks:
+                self._model.set_adapter(ask.name)
+                ids = torch.tensor([list(ask.ids)], device=self._model.device)
+                out = self._model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=num_new,
+                    min_new_tokens=num_new,
+                    do_sample=False,
+                    pad_token_id=self._fill,
+                )
+                found.append(out[0, ids.shape[1] :].tolist())
+        return time.perf_counter() - start, found
 
 
 def lora_sides(name: str, frozen: FrozenModel, lr: float) -> list[Ours | Theirs]:

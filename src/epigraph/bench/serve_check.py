@@ -21,19 +21,25 @@ TIE = 1e-3
 
 
 def check(
-    frozen: FrozenModel, shelf: Shelf, asks: Sequence[Ask], answers: Sequence[Sequence[int]], num_sampled: int
+    frozen: FrozenModel,
+    shelf: Shelf,
+    asks: Sequence[Ask],
+    answers: Sequence[Sequence[int]],
+    num_sampled: int,
+    *,
+    may_end: bool = True,
 ) -> dict[str, Any]:
     """How many of a sample are equal to what transformers says greedily, and how many are but for a tie.
 
+    ``may_end``: the engine goes on past the end token, which transformers does not; else neither may say it.
     Raises :class:`CannotServe` for any other in fp32; a model in bf16 rounds, and its answers are only counted.
     """
     numbers = random.Random(0).sample(range(len(asks)), min(num_sampled, len(asks)))
     carried = _opened(shelf, [asks[i].name for i in numbers])
     tokens = [carried[asks[i].name] for i in numbers]
-    said = _greedy(frozen, [asks[i].ids for i in numbers], tokens, len(answers[0]))
+    said = _greedy(frozen, [asks[i].ids for i in numbers], tokens, len(answers[0]), may_end)
     equal = ties = 0
     for number, want, prefix in zip(numbers, said, tokens, strict=True):
-        # The engine goes on past the end token, transformers does not.
         got = list(answers[number])[: len(want)]
         if got == want:
             equal += 1
@@ -56,9 +62,11 @@ def _greedy(
     texts: Sequence[Sequence[int]],
     tokens: Sequence[VirtualTokens | None],
     num_new: int,
+    may_end: bool,
 ) -> list[list[int]]:
     """What transformers says to each text, the end token included where it comes to one."""
-    said = generate(frozen, texts, tokens, Decoding(max_new_tokens=num_new))
+    least = 0 if may_end else num_new
+    said = generate(frozen, texts, tokens, Decoding(max_new_tokens=num_new, min_new_tokens=least))
     end = frozen.tokenizer.eos_token_id
     return [ids if len(ids) == num_new else [*ids, end] for ids in said]
 

@@ -68,7 +68,7 @@ def installed_version() -> str:
     return str(__version__)
 
 
-class Served:
+class VLLMServed:
     """An engine that runs; ``log`` is the file that it writes what it says to.
 
     Raises :class:`EngineUnavailable` where it does not start, with the cause.
@@ -126,7 +126,7 @@ class Served:
             with contextlib.suppress(Exception):
                 process.wait(timeout=20)
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> VLLMServed:
         return self
 
     def __exit__(self, *_: object) -> None:

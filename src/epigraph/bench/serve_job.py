@@ -8,15 +8,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from epigraph.bench.clock import ratios, spread
 from epigraph.bench.serve_check import check
-from epigraph.bench.serve_engine import Names, Options, Served
+from epigraph.bench.serve_engine import Names, Options, VLLMServed
 from epigraph.bench.serve_load import Ask, texts
 from epigraph.engine.claim import Claim
 from epigraph.engine.shelf import Shelf
 from epigraph.frozen.model import FrozenModel
+
+
+class Served(Protocol):
+    """An engine that runs, as the parts ask it: many requests at once, one round after the other."""
+
+    def answer(self, asks: Sequence[Ask], num_new: int) -> tuple[float, list[list[int]]]:
+        """The seconds until the last is answered, and the answers, each of ``num_new`` tokens."""
+        ...
+
+    def held_bytes(self) -> int:
+        """What it holds of prefixes."""
+        ...
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of its processes: now, and at the most."""
+        ...
+
+    def bytes_read(self) -> int:
+        """What its processes have read from files and pipes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +83,8 @@ class Job:
     claims: Mapping[str, Claim]
     folder: Path
     rng: random.Random = field(default_factory=lambda: random.Random(0))
+    # Whether the engine goes on past the end token and leaves it to others to stop there.
+    may_end: ClassVar[bool] = True
 
     @property
     def shelf(self) -> Shelf:
@@ -80,7 +102,7 @@ class Job:
         """A new engine, gone at the end of the block; ``options`` are those that differ."""
         log = self.folder / f"{sum(1 for _ in self.folder.glob('*.log'))}.log"
         names = Names(claims=self.claims, adapters=adapters or {})
-        with Served(replace(self.options, **options), names, log) as engine:
+        with VLLMServed(replace(self.options, **options), names, log) as engine:
             yield engine
 
     def asks(self, names: Sequence[str | None]) -> list[Ask]:
@@ -90,7 +112,7 @@ class Job:
 
     def check(self, asks: Sequence[Ask], answers: Sequence[Sequence[int]]) -> dict[str, Any]:
         """A sample of the answers against transformers."""
-        return check(self.frozen, self.shelf, asks, answers, self.sizes.sampled)
+        return check(self.frozen, self.shelf, asks, answers, self.sizes.sampled, may_end=self.may_end)
 
 
 class Pairs:

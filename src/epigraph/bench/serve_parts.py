@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any
 
 from epigraph.bench.clock import spread
-from epigraph.bench.serve_engine import Served
-from epigraph.bench.serve_job import Job, Pairs, add_pair, tokens_a_second
+from epigraph.bench.serve_job import Job, Pairs, Served, add_pair, tokens_a_second
 from epigraph.bench.serve_load import DRAWS, Ask, bare, drawn, renamed
 from epigraph.bench.serve_tasks import Adapters, write_adapters
 from epigraph.errors import EngineUnavailable

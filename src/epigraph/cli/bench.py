@@ -63,7 +63,7 @@ def train(
 @app.command()
 def serve(
     json_path: Annotated[Path, typer.Option("--json", metavar="FILE", help="Where the record goes; parts add up.")],
-    engine: Annotated[str, typer.Option(help="What serves: vllm.")] = "vllm",
+    engine: Annotated[str, typer.Option(help="What serves: vllm or local.")] = "vllm",
     part: Annotated[
         list[str] | None, typer.Option(metavar="PART", help="Only this part; give it again for more. Default: all.")
     ] = None,
@@ -74,15 +74,22 @@ def serve(
         Path | None, typer.Option(metavar="DIR", help="Also draw the cost of more and more prefixes there, as a PNG.")
     ] = None,
 ) -> None:
-    """Time an engine with everybody's own prefix in one batch beside the bare model, and beside LoRA adapters."""
-    from epigraph.bench.serve import PARTS, run
+    """Time an engine with everybody's own prefix in one batch beside the bare model: on vLLM beside LoRA adapters, too,
+    the local one beside PEFT's switching."""
+    from epigraph.bench import serve as on_vllm
+    from epigraph.bench import serve_local as local
     from epigraph.report.performance import draw, tables
 
-    if engine != "vllm":
-        raise BadValue(f"--engine is {engine!r}, expected vllm")
-    chosen = _chosen(part, PARTS)
+    if engine not in ("vllm", "local"):
+        raise BadValue(f"--engine is {engine!r}, expected vllm or local")
+    if engine == "local" and compiled:
+        raise BadValue("--compiled is vLLM's; leave it out, or take --engine vllm")
+    chosen = _chosen(part, on_vllm.PARTS if engine == "vllm" else local.PARTS)
     with show.progress() as bar:
-        record = run(json_path, chosen, model=model, quick=quick, compiled=compiled, begin=_begin(bar))
+        if engine == "vllm":
+            record = on_vllm.run(json_path, chosen, model=model, quick=quick, compiled=compiled, begin=_begin(bar))
+        else:
+            record = local.run(json_path, chosen, model=model, quick=quick, begin=_begin(bar))
     if pictures is not None:
         draw(record, pictures)
     print(tables(record))

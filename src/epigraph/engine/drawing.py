@@ -42,10 +42,11 @@ class Draw:
     def __post_init__(self) -> None:
         self.random = Random(self.sampling.seed)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the next token is the likeliest of the model's own."""
-        return self.sampling.temperature == 0 and not self._changes
+    def is_plain(self, likeliest: int) -> bool:
+        """Whether the next token is the model's own likeliest."""
+        penalties = self.sampling.presence_penalty, self.sampling.frequency_penalty
+        is_forbidden = self._may_not_end and likeliest in self.ends
+        return self.sampling.temperature == 0 and not any(penalties) and not is_forbidden
 
     @property
     def is_over(self) -> bool:
@@ -118,7 +119,7 @@ def draw(draws: Sequence[Draw], logits_RV: Tensor) -> list[Drawn | None]:
             found.append(None)
             continue
         logits_V = logits_RV[number]
-        token = likeliest[number] if one.is_plain else one.drawn(one.changed(logits_V))
+        token = likeliest[number] if one.is_plain(likeliest[number]) else one.drawn(one.changed(logits_V))
         found.append(Drawn(token=token, told=one.told(logits_V, token)))
     return found
 

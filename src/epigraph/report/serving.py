@@ -73,6 +73,15 @@ def _first_token(part: Part) -> str:
     return table(("prefix", "milliseconds to the first token"), rows) + "\n\n" + said
 
 
+def _switching(part: Part) -> str:
+    rows = [(name, spread(x, 1)) for name, x in part["tokens_a_second"].items()]
+    said = (
+        f"`ratio_vs_switching` **{spread(part['ratio_vs_switching'], 1)}**: {part['requests']} requests, each with its "
+        f"own prefix, at once or one after the other. {part['same_answers']} of the answers are the same."
+    )
+    return table(("", "tokens a second"), rows) + "\n\n" + said
+
+
 def _lora(part: Part) -> str:
     header = ("max_loras", "prefixes, tokens a second", "adapters", "prefixes to adapters", "adapters to bare", "peak")
     rows = [(max_loras, *_beside(x)) for max_loras, x in part["max_loras"].items()]
@@ -114,6 +123,7 @@ TITLES = {
     "small_cache": "More prefixes than fit",
     "first_token": "Until the first token",
     "lora": "Adapters of the same size",
+    "switching": "One batch, or one user after the other",
 }
 SHOW: Mapping[str, Callable[[Part], str]] = {
     "own_prefixes": _own_prefixes,
@@ -121,6 +131,7 @@ SHOW: Mapping[str, Callable[[Part], str]] = {
     "small_cache": _small_cache,
     "first_token": _first_token,
     "lora": _lora,
+    "switching": _switching,
 }
 
 
