@@ -1,8 +1,8 @@
 """Paste the tables of the benches' records into performance.md: run ``python docs/paste_tables.py``.
 
 The place for a table of training is under the comment ``<!-- table: PART -->``, for one of serving under
-``<!-- serving: PART -->``, for one of the fleet under ``<!-- fleet: PART -->``; all end before the next
-``<!-- end -->``. Where a record or a part of it was not made yet, its places stay as they are.
+``<!-- serving: PART -->``, of the local engine under ``<!-- local: PART -->``, of the fleet under ``<!-- fleet: PART -->``;
+all end before the next ``<!-- end -->``. Where a record or a part of it was not made yet, its places stay as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ PAGE = Path(__file__).with_name("performance.md")
 RECORDS = {
     "table": PAGE.parents[1] / "benchmarks" / "training.json",
     "serving": PAGE.parents[1] / "benchmarks" / "serving.json",
+    "local": PAGE.parents[1] / "benchmarks" / "serving_local.json",
     "fleet": PAGE.parents[1] / "benchmarks" / "fleet.json",
 }
 
@@ -39,7 +40,8 @@ if __name__ == "__main__":
     found = {mark: read(path) for mark, path in RECORDS.items() if path.exists()}
     page = PAGE.read_text(encoding="utf-8")
     for mark, record in found.items():
-        if mark != "fleet" or "ten_thousand" in record["parts"]:
+        # The local engine's picture would take the place of vLLM's.
+        if mark != "local" and (mark != "fleet" or "ten_thousand" in record["parts"]):
             draw(record, PAGE.parent)
         page = pasted(page, record, mark)
     PAGE.write_text(page, encoding="utf-8")

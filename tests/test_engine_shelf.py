@@ -22,7 +22,6 @@ from epigraph.engine.claim import (
     Claim,
     check_placeholders,
     from_params,
-    geometry_digest,
     is_salt,
     to_params,
 )
@@ -39,7 +38,7 @@ from epigraph.errors import (
     PrefixNotFound,
     SaltMismatch,
 )
-from epigraph.virtual import Geometry, KVPrefix, LayerGeometry, LayerKV, SoftPrompt
+from epigraph.virtual import Geometry, KVPrefix, LayerGeometry, LayerKV, SoftPrompt, geometry_digest
 
 GEOMETRY = Geometry(
     sites={"decoder.self": (LayerGeometry(num_kv_heads=4, head_dim=8),) * 3}, embedding_dim=16, position_kind="rotary"

@@ -1,72 +1,19 @@
 """Every error of the project, in one tree. A message says what, got, expected, and what to do; it never holds a secret.
 
 EpigraphError
-└── UserError                      the user's mistake: the command line answers in one line and exits with 2
-    ├── ModelError
-    │   ├── ModelNotFound          no such model here, or it was never fetched
-    │   ├── UnsupportedModel       the model cannot take virtual tokens, for a reason that is named
-    │   ├── FetchFailed            a package or address could not be had
-    │   └── ChecksumMismatch       what came is not what was expected
-    ├── DataError
-    │   ├── TaskNotFound           no task or split of that name
-    │   ├── DataNotFound           the task's files are not here
-    │   ├── RecordsNotFound        a folder in which nothing was trained
-    │   ├── BadRows                rows that break the format, all of them listed
-    │   ├── UnknownFormat          a file of a kind that is not read
-    │   ├── TooFewExamples         fewer examples than were asked for
-    │   ├── CountMismatch          predictions and references are not the same number
-    │   ├── MetricUnavailable      a metric needs something that is not installed, or that failed
-    │   └── TextTooLong            a row does not fit the model's positions
-    ├── RecipeError
-    │   ├── UnknownKey             a key that no recipe has; the nearest one is named
-    │   └── BadValue               a value of the wrong type or range
-    ├── BindingError
-    │   ├── AlreadyBound           a second prefix on a model that carries one
-    │   ├── BatchMismatch          rows bound and rows run are not the same number
-    │   ├── ContractMismatch       trained with another text contract than the artifact it is to be asked with
-    │   ├── LostBinding            attention ran past the model's own forward, where no prefix can follow
-    │   └── ReentrantCheckpointing activation checkpointing of the kind that forgets the prefix
-    ├── GeometryMismatch           virtual tokens and model do not fit each other
-    ├── SharedLayers               layers that share one attention module can take no keys and values of their own
-    ├── CannotLower                a soft prompt that keys and values cannot stand for, with the reason
-    ├── OutputExists               a file or folder is in the way and would be lost
-    ├── TrainingFailed             the loss stopped being a number
-    ├── EngineError
-    │   ├── PrefixNotFound         no prefix of that name in the folder that an engine serves
-    │   ├── BadClaim               a request that names a prefix in a way that no engine can follow
-    │   ├── SaltMismatch           a request whose cache salt is not that of the prefix it names
-    │   ├── CannotServe            virtual tokens, or a setting, that an engine cannot serve exactly
-    │   ├── EngineUnavailable      the engine is not installed here, or did not start
-    │   └── RequestFailed          the engine ended a request without an answer
-    ├── RegistryError
-    │   ├── BadName                what no tenant, prefix, version or alias may be called
-    │   ├── TenantNotFound         no tenant of that name
-    │   ├── AlreadyThere           a tenant, an alias or a share of that name is there, and would be changed
-    │   ├── CatalogueUnavailable   the database of a registry does not answer
-    │   ├── StoreUnavailable       the bytes of a registry cannot be read or written
-    │   └── CatalogueTooNew        the database was made by a later version of this program
-    ├── AccessError
-    │   ├── BadKey                 no API key, or none that is known and still good
-    │   ├── Forbidden              the key is good, and not for this
-    │   ├── QuotaExceeded          more requests, tokens or concurrent answers than the tenant may have
-    │   └── RequestTooLarge        a body, a text or an answer over the server's limits
-    ├── RunError
-    │   ├── NothingToResume        no checkpoint, or none that is whole
-    │   ├── ResumeMismatch         recipe, model or data are not those of the run to go on with
-    │   ├── RunInUse               another process writes to the same folder
-    │   ├── ProcessLost            one of the processes that train together ended or failed
-    │   └── Interrupted            Ctrl-C or SIGTERM: the run stopped after a step, which is saved
-    └── ArtifactError
-        ├── NotAnArtifact          the file is something else (a pickle, a folder, a link, a model)
-        ├── Truncated              the file ends before its tensors do, or goes on after them
-        ├── BadHeader              the header breaks docs/format.md
-        ├── TooLarge               the file is over the limits of docs/format.md
-        ├── UnknownVersion         written by a later format
-        ├── BadTensor              a missing, extra, misshapen, mistyped or non-finite tensor
-        ├── ContentMismatch        tensors or header are not the ones that were written
-        ├── WrongBase              trained for a base model with other weights
-        ├── WrongTokenizer         trained with another tokenizer
-        └── CannotWrite            no space, no permission or no folder to write the file in; nothing was left behind
+└── UserError            the user's mistake: the command line answers in one line and exits with 2
+    ├── ModelError       ModelNotFound, UnsupportedModel, FetchFailed, ChecksumMismatch
+    ├── DataError        TaskNotFound, DataNotFound, RecordsNotFound, BadRows, UnknownFormat, TooFewExamples,
+    │                    CountMismatch, MetricUnavailable, TextTooLong
+    ├── RecipeError      UnknownKey, BadValue
+    ├── BindingError     AlreadyBound, BatchMismatch, ContractMismatch, LostBinding, ReentrantCheckpointing
+    ├── GeometryMismatch, SharedLayers, CannotLower, OutputExists, TrainingFailed
+    ├── EngineError      PrefixNotFound, BadClaim, SaltMismatch, CannotServe, EngineUnavailable, RequestFailed
+    ├── RegistryError    BadName, TenantNotFound, AlreadyThere, CatalogueUnavailable, StoreUnavailable, CatalogueTooNew
+    ├── AccessError      BadKey, Forbidden, QuotaExceeded, RequestTooLarge
+    ├── RunError         NothingToResume, ResumeMismatch, RunInUse, ProcessLost, Interrupted
+    └── ArtifactError    NotAnArtifact, Truncated, BadHeader, TooLarge, UnknownVersion, BadTensor, ContentMismatch,
+                         WrongBase, WrongTokenizer, CannotWrite
 """
 
 

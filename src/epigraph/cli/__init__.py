@@ -12,7 +12,9 @@ from typer.exceptions import Abort, Exit, TyperException
 from epigraph.cli import bench as bench_commands
 from epigraph.cli import data as data_commands
 from epigraph.cli import models as models_commands
+from epigraph.cli import registry as registry_commands
 from epigraph.cli import sweep as sweep_commands
+from epigraph.cli import tenants as tenants_commands
 from epigraph.cli import vllm as vllm_commands
 from epigraph.cli.evaluate import evaluate
 from epigraph.cli.fleet import fleet
@@ -20,6 +22,7 @@ from epigraph.cli.generate import generate
 from epigraph.cli.inspect import inspect
 from epigraph.cli.lower import lower
 from epigraph.cli.report import report
+from epigraph.cli.serve import serve
 from epigraph.cli.train import train
 from epigraph.errors import UserError
 
@@ -37,6 +40,9 @@ app.add_typer(models_commands.app, name="models", help="Base models: fetch, list
 app.add_typer(data_commands.app, name="data", help="Datasets: list, fetch, path.")
 app.add_typer(bench_commands.app, name="bench", help="Measurements beside the peers: train, serve, fleet, show.")
 app.add_typer(sweep_commands.app, name="sweep", help="Many runs from one spec, cost first: run, show.")
+app.add_typer(registry_commands.app, name="registry", help="Prefixes in versions: push, list, show, alias, delete, ...")
+app.add_typer(tenants_commands.tenants_app, name="tenants", help="Whose prefixes they are: add, list, quotas, remove.")
+app.add_typer(tenants_commands.keys_app, name="keys", help="API keys of tenants: make, list, rotate, revoke.")
 app.add_typer(vllm_commands.app, name="vllm", help="Prefixes on a stock vLLM server: config, request.")
 app.command()(train)
 app.command()(fleet)
@@ -45,6 +51,7 @@ app.command()(generate)
 app.command()(inspect)
 app.command()(lower)
 app.command()(report)
+app.command()(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from epigraph.artifact.header import MAX_VIRTUAL_TOKENS
 from epigraph.errors import BadClaim, SaltMismatch
 from epigraph.names import PART, PATH
-from epigraph.virtual import geometry_digest as geometry_digest  # engines take it from here
 
 # Stands P times in front of the text where an engine wants token ids; it is never read as a token.
 PLACEHOLDER = 0

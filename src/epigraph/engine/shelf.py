@@ -19,8 +19,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from epigraph import artifact
 from epigraph.artifact import Artifact
-from epigraph.engine.claim import Claim, check_id, geometry_digest
+from epigraph.engine.claim import Claim, check_id
 from epigraph.errors import BadClaim, ContentMismatch, GeometryMismatch, PrefixNotFound
+from epigraph.virtual import geometry_digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

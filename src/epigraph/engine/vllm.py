@@ -29,7 +29,6 @@ from epigraph.frozen.inputs import Codec
 from epigraph.frozen.resolve import public_name
 from epigraph.tuned import encoded
 
-
 _Output = tuple[tuple[int, ...], str | None, tuple[TokenLogprob, ...]]
 
 
@@ -255,7 +254,7 @@ class VLLMEngine(Engine):
             await generation.aclose()
 
     def _told(self, new: tuple[int, ...], said: Any, num: int | None) -> tuple[TokenLogprob, ...]:
-        """What vLLM says of each new token, as the protocol has it; vLLM counts the token itself beside the likeliest."""
+        """What vLLM says of each new token, as the protocol has it; the token itself is told, too."""
         if num is None:
             return ()
         tokenizer, found = self._base.tokenizer, []
