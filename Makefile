@@ -12,7 +12,7 @@ SECONDS ?= 600
 # Processes that share the tests, one thread each: tiny models gain nothing by a second thread.
 WORKERS ?= 2
 
-.PHONY: help setup models demo test test-slow test-matrix test-vllm test-vllm-slow test-mutants attacks fuzz check health bench bench-train bench-serve bench-fleet bench-methods tables clean
+.PHONY: help setup models demo test test-slow test-matrix test-vllm test-vllm-slow test-mutants attacks fuzz check health bench bench-train bench-serve bench-local bench-load bench-fleet bench-methods tables clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,7 +58,7 @@ test-matrix: setup $(VERSIONS:%=.venv-%/.ready) ## facts and oracles on several 
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet $(TORCH) $(VLLM)
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	.venv-vllm/bin/pip install --quiet --editable . pytest 'hypothesis>=6.120' psutil
+	.venv-vllm/bin/pip install --quiet --editable '.[serve]' pytest 'hypothesis>=6.120' psutil 'httpx>=0.28'
 	touch $@
 
 test-vllm: models .venv-vllm/.ready ## the connector and the engine on stock vLLM, in .venv-vllm
@@ -102,6 +102,13 @@ bench-train: models ## training beside PEFT: docs/performance.md, as JSON (about
 bench-serve: models .venv-vllm/.ready ## prefixes on vLLM: docs/performance.md, as JSON (half an hour on two cores)
 	.venv-vllm/bin/epigraph bench serve --json benchmarks/serving.json --pictures docs
 	$(BIN)/python docs/paste_tables.py
+
+bench-local: models ## prefixes on the local engine: docs/performance.md, as JSON (half an hour on two cores)
+	$(BIN)/epigraph bench serve --engine local --json benchmarks/serving_local.json
+	$(BIN)/python docs/paste_tables.py
+
+bench-load: models ## 200 streams for five minutes against a server: docs/serving.md, as JSON
+	$(BIN)/python benchmarks/load.py --json benchmarks/load.json
 
 bench-fleet: models ## many users trained together: docs/performance.md, as JSON (half an hour on two cores)
 	$(BIN)/epigraph bench fleet --json benchmarks/fleet.json --pictures docs

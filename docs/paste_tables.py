@@ -1,8 +1,9 @@
 """Paste the tables of the benches' records into performance.md: run ``python docs/paste_tables.py``.
 
 The place for a table of training is under the comment ``<!-- table: PART -->``, for one of serving under
-``<!-- serving: PART -->``, of the local engine under ``<!-- local: PART -->``, of the fleet under ``<!-- fleet: PART -->``;
-all end before the next ``<!-- end -->``. Where a record or a part of it was not made yet, its places stay as they are.
+``<!-- serving: PART -->``, of the local engine under ``<!-- local: PART -->``, of the fleet under
+``<!-- fleet: PART -->``; all end before the next ``<!-- end -->``. Where a record or a part of it was not made yet, its
+places stay as they are.
 """
 
 from __future__ import annotations
