@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -67,6 +67,9 @@ class Worker:
         self._group: list[Job] = []
         self._said: list[tuple[Job, Event]] = []
         self._is_closed = False
+        # Nothing is put in behind the last look at what came in: it would be waited for in vain.
+        self._door = Lock()
+        self._is_over = False
         self.failure: BaseException | None = None
         self._thread = Thread(target=self._run, name="epigraph-model", daemon=True)
         self._thread.start()
@@ -82,11 +85,11 @@ class Worker:
         return Counts(running=len(self._parties) + len(self._group), waiting=waiting)
 
     def put(self, job: Job) -> None:
-        """Have ``job`` answered."""
-        self._inbox.put(job)
+        """Have ``job`` answered. Raises :class:`EngineUnavailable` once the thread has ended."""
+        self._let_in(job)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Have ``function`` called between two steps, where nothing else uses the model."""
+        """Have ``function`` called between two steps, where nothing else uses the model. Raises as :meth:`put`."""
         done: Future[T] = Future()
 
         def called() -> None:
@@ -97,18 +100,24 @@ class Worker:
             except BaseException as wrong:
                 done.set_exception(wrong)
 
-        self._inbox.put(called)
+        self._let_in(called)
         return done
 
     def wake(self) -> None:
         """Look at what was cancelled."""
-        self._inbox.put(lambda: None)
+        self._inbox.put(None)
 
     def close(self) -> None:
         """End all jobs and the thread."""
         self._is_closed = True
         self._inbox.put(None)
         self._thread.join()
+
+    def _let_in(self, what: Job | Callable[[], None]) -> None:
+        with self._door:
+            if self._is_over:
+                raise EngineUnavailable("the engine is closed; start another one")
+            self._inbox.put(what)
 
     def _run(self) -> None:
         try:
@@ -195,7 +204,6 @@ class Worker:
             logits_BV = self._stepper.step([row for party in parties for row in party.rows], news)
         except Exception as wrong:
             for party in parties:
-                self._leave(party)
                 self._fail(party, RequestFailed(f"the model failed: {type(wrong).__name__}: {wrong}"))
             return
         first = 0
@@ -219,7 +227,6 @@ class Worker:
         """A party's next token, and whether it is its last."""
         job = party.job
         if drawn is None:
-            self._leave(party)
             self._fail(party, RequestFailed(NOT_NUMBERS))
             return
         event = heard(job, drawn)
@@ -246,10 +253,7 @@ class Worker:
                 self._said.append((job, Said(reason="cancelled")))
 
     def _fail(self, party: _Party, wrong: Exception) -> None:
-        for row in party.rows:
-            assert self._stepper is not None
-            self._stepper.leave(row)
-        party.rows = []
+        self._leave(party)
         self._said.append((party.job, wrong))
 
     def _answer_group(self) -> None:
@@ -277,7 +281,9 @@ class Worker:
             self._post(said)
 
     def _end_all(self) -> None:
-        """Everybody hears that it is over; who is not there any more is not heard."""
+        """Everybody hears that it is over."""
+        with self._door:
+            self._is_over = True
         self._take(wait=False)
         left = [*(party.job for party in self._parties), *self._waiting, *self._grouped, *self._group]
         for job in left:
