@@ -2,7 +2,7 @@
 
 A user is a restaurant and its food in E2E: twelve tables of it to learn from, four to be asked. Both ways are the real
 commands' own functions, one recipe and one seed; solo runs that are in --folder are not run again. Writes one JSON file
-with machine and versions. About half an hour on two idle cores.
+with machine and versions. About half an hour on two idle cores; what either costs is `epigraph bench fleet`'s to say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from epigraph import artifact
+from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec
 from epigraph.frozen.model import FrozenModel
 from epigraph.methods.base import flatten
@@ -25,7 +25,6 @@ from epigraph.tasks.base import Example, Scores
 from epigraph.tasks.bootstrap import compare
 from epigraph.tasks.catalogue import find
 from epigraph.train.build import make_method
-from epigraph.train.evaluate import evaluate
 from epigraph.train.fleet.order import order_from
 from epigraph.train.fleet.worker import work
 from epigraph.train.prepare import draw, find_task, load_base, precision_of, prepare_on
@@ -49,20 +48,17 @@ def main() -> None:
     folder, users = options.folder, choose(options.users)
     write_rows(folder / "data", users)
     given = {"recipe": recipe_tables(folder / "data"), "out": str(folder / "fleet")}
-    start = time.perf_counter()
     progress = work(order_from(given), report=lambda x: print(f"\r{x.done} of {x.total} users", end="", flush=True))
-    seconds = {"fleet": time.perf_counter() - start}
     recipe = check_recipe(given["recipe"])
     frozen = load_base(recipe, precision_of(recipe, "cpu"), "cpu")
-    solo_seconds = [train_alone(frozen, folder, name) for name in users]
-    seconds["solo"] = sum(solo_seconds)
+    for name in users:
+        train_alone(frozen, folder, name)
     found = {
         "users": len(users),
         "train_rows": NUM_TRAIN,
         "test_rows": NUM_TEST,
         "recipe": {**TRAINING, "model": recipe.model, "method": recipe.method.name, "num_virtual_tokens": 10},
-        "seconds": seconds,
-        "trained": progress.trained,
+        "trained": progress.done,
         "prefix_difference": difference(folder, list(users)),
         **scores(frozen, folder, users),
         "machine": machine(),
@@ -95,15 +91,14 @@ def recipe_tables(data: Path) -> dict[str, Any]:
     return {"data": {"train": str(data)}, "method": {"num_virtual_tokens": 10}, "training": TRAINING}
 
 
-def train_alone(frozen: FrozenModel, folder: Path, name: str) -> float:
-    """One user's run, as `epigraph train` makes it; its seconds."""
+def train_alone(frozen: FrozenModel, folder: Path, name: str) -> None:
+    """One user's run, as `epigraph train` makes it."""
     out = folder / "solo" / name
     if not (out / "summary.json").exists():
         recipe: Recipe = check_recipe(recipe_tables(folder / "data" / f"{name}.jsonl"))
         task = find_task(recipe)
         ready = prepare_on(frozen, recipe, task, draw(recipe, task), precision="fp32")
         run(ready, make_method(ready), out)
-    return float(json.loads((out / "summary.json").read_text())["seconds"])
 
 
 def difference(folder: Path, users: Sequence[str]) -> dict[str, float]:
@@ -122,16 +117,15 @@ def both(folder: Path) -> tuple[Path, Path]:
 def scores(frozen: FrozenModel, folder: Path, users: dict[str, list[Example]]) -> dict[str, Any]:
     """All users' answers scored as one set of rows, a system at a time, and the two ways against each other."""
     task, asked = find("e2e"), [x for examples in users.values() for x in examples[NUM_TRAIN:]]
-    said: dict[str, list[str]] = {system: [] for system in SYSTEMS}
-    for name, examples in users.items():
-        for system, path in zip(("fleet", "solo"), both(folder), strict=True):
-            there = artifact.load(path / name / artifact.FILE_NAME)
-            codec = Codec(frozen.tokenizer, there.contract)
-            for key, tokens in ((system, there.tokens), ("untouched", None)):
-                if key == "untouched" and system == "solo":
-                    continue
-                done = evaluate(frozen, codec, tokens, task, examples[NUM_TRAIN:], only=("mean_length_words",))
-                said[key] += done.predictions
+    said: dict[str, list[str]] = {}
+    for system, path in zip(SYSTEMS, (*both(folder), None), strict=True):
+        opened = [artifact.load((path or folder / "solo") / name / artifact.FILE_NAME) for name in users]
+        # All users' rows at once, each behind its own prefix: one contract, one batch.
+        codec = Codec(frozen.tokenizer, opened[0].contract)
+        carried = [None if path is None else one.tokens for one in opened for _ in range(NUM_TEST)]
+        prompts = [codec.source({"source": x.source}).ids for x in asked]
+        print(f"\nasking: {SYSTEMS[system]}", flush=True)
+        said[system] = [codec.text(ids) for ids in generate(frozen, prompts, carried, codec.contract.decoding)]
     found: dict[str, Scores] = {system: task.score(texts, asked, METRICS) for system, texts in said.items()}
     same = sum(one == other for one, other in zip(said["fleet"], said["solo"], strict=True))
     against = {name: asdict(compare(found["fleet"].summed[name], found["solo"].summed[name])) for name in METRICS}
@@ -145,12 +139,11 @@ def scores(frozen: FrozenModel, folder: Path, users: dict[str, list[Example]]) -
 
 def tables(found: dict[str, Any]) -> list[str]:
     """What docs/results.md shows of a record."""
-    lines = [["", *METRICS.values(), "training, s"], ["---"] * (2 + len(METRICS))]
+    lines = [["", *METRICS.values()], ["---"] * (1 + len(METRICS))]
     for system, words in SYSTEMS.items():
         values, intervals = (found["scores"][system][x] for x in ("values", "intervals"))
         cells = [f"{values[x]:.1f} ({intervals[x][0]:.1f} to {intervals[x][1]:.1f})" for x in METRICS]
-        seconds = found["seconds"].get(system)
-        lines.append([words, *cells, "" if seconds is None else f"{seconds:.0f}"])
+        lines.append([words, *cells])
     return ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -15,21 +16,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from conftest import random_prefix, tiny_model, tiny_tokenizer
 from epigraph.artifact import save
 from epigraph.contract import Decoding, TextContract
-from epigraph.engine.shelf import Shelf
 from epigraph.frozen.generate import generate
 from epigraph.frozen.inputs import Codec
 from epigraph.frozen.model import FrozenModel
 from epigraph.registry import Registry
+from epigraph.virtual import VirtualTokens
 from local_serving import made
 
 NAME = "mine"
@@ -64,29 +66,36 @@ def furnish(folder: Path, num_tenants: int) -> Tenants:
     frozen.tokenizer.save_pretrained(folder / "base")
     frozen = FrozenModel.load(str(folder / "base"))
     registry = Registry.open(str(folder / "catalogue.sqlite"), folder / "store")
-    secrets = {}
+    secrets: dict[str, str] = {}
+    answers: dict[str, dict[str, str]] = {}
+    taken: set[str] = set()
     try:
-        for number in range(num_tenants):
-            tenant = f"tenant-{number:03d}"
+        for seed in itertools.count():
+            if len(secrets) == num_tenants:
+                break
+            content = made(frozen, random_prefix(frozen.geometry, 3 + seed % 9, seed=seed), CONTRACT)
+            said = _alone(frozen, content.tokens)
+            # Each answer tells whose it is.
+            if taken & set(said.values()) or min(map(len, said.values())) < 4:
+                continue
+            taken |= set(said.values())
+            tenant = f"tenant-{len(secrets):03d}"
+            answers[tenant] = said
             registry.tenants.add(tenant)
             secrets[tenant] = registry.tenants.make_key(tenant, scopes=frozenset(("use",)))[1]
-            path = folder / "made.safetensors"
-            save(made(frozen, random_prefix(frozen.geometry, 3 + number % 9, seed=number), CONTRACT), path)
-            registry.push(tenant, NAME, path, by="tests")
+            save(content, folder / "made.safetensors", dtype=torch.float32)
+            registry.push(tenant, NAME, folder / "made.safetensors", by="tests")
+            (folder / "made.safetensors").unlink()
     finally:
         registry.close()
-    return Tenants(secrets=secrets, answers=_alone(frozen, folder / "store", list(secrets)), base=_bare(frozen))
+    return Tenants(secrets=secrets, answers=answers, base=_bare(frozen))
 
 
-def _alone(frozen: FrozenModel, store: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    codec, shelf = Codec(frozen.tokenizer, CONTRACT), Shelf(store)
+def _alone(frozen: FrozenModel, tokens: VirtualTokens) -> dict[str, str]:
+    codec = Codec(frozen.tokenizer, CONTRACT)
     prompts = [codec.source({"source": text}).ids for text in TEXTS]
-    found = {}
-    for name in names:
-        tokens = frozen.carried(shelf.open(f"{name}/{NAME}", "1").artifact.tokens)
-        ids = generate(frozen, prompts, tokens, CONTRACT.decoding)
-        found[name] = dict(zip(TEXTS, map(codec.text, ids), strict=True))
-    return found
+    ids = generate(frozen, prompts, tokens, CONTRACT.decoding)
+    return dict(zip(TEXTS, map(codec.text, ids), strict=True))
 
 
 def _bare(frozen: FrozenModel) -> dict[str, str]:

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from isolation import TEXTS, ask_all, furnish, served
+from isolation import ask_all, furnish, served
 
 
 @pytest.mark.slow
 def test_ten_thousand_mixed_requests_of_two_hundred_tenants(tmp_path: Path) -> None:
     tenants = furnish(tmp_path, 200)
-    for text in TEXTS:
-        answers = [x[text] for x in tenants.answers.values()]
-        assert len(set(answers)) == len(answers), "each tenant's answer tells whose it is"
     with served(tmp_path, "--engine", "local") as url:
         asyncio.run(ask_all(url, tenants, 10_000, ensembles=True))
     assert tenants.wrong == []

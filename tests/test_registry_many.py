@@ -69,6 +69,7 @@ def is_well(registry: Registry) -> bool:
     return found.is_clean
 
 
+@pytest.mark.slow
 def test_threads_and_processes_push_one_name(registry: Registry, catalogue: str, tmp_path: Path, forks: Forks) -> None:
     """Every push gets a number of its own, none is lost, and each number has the bytes of its push."""
     sources = [saved(tmp_path / "files", seed) for seed in range(THREADS)]

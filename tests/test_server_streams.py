@@ -100,6 +100,7 @@ def test_the_line_of_an_abandoned_stream_says_what_was_used(app: App) -> None:
     assert 0 < line["completion_tokens"] < 3_000
 
 
+@pytest.mark.slow
 def test_slow_readers_hold_nobody_up(app: App) -> None:
     """They read nothing at all; meanwhile everybody else is answered, and the engine is done with them soon."""
     slow = [
@@ -123,6 +124,7 @@ def test_slow_readers_hold_nobody_up(app: App) -> None:
     wait_until(lambda: not app.serving.flights._answerings)
 
 
+@pytest.mark.slow
 def test_bodies_of_a_megabyte_hold_nobody_up(app: App) -> None:
     """Of a source that the contract cuts; a stream beside them goes on."""
     statuses: list[int] = []

@@ -141,6 +141,7 @@ def send(app: App, operation: Any, strategy: Any, count: int) -> set[int]:
     return statuses
 
 
+@pytest.mark.slow
 def test_requests_made_from_the_description_find_no_error_of_ours(app: App, openapi: dict[str, Any]) -> None:
     found = asked(app, openapi, 2)
     assert len(found) >= 30

@@ -20,7 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 from epigraph import artifact
 from epigraph.artifact import Artifact
 from epigraph.engine.claim import Claim, check_id
-from epigraph.errors import BadClaim, ContentMismatch, GeometryMismatch, PrefixNotFound
+from epigraph.errors import BadClaim, ContentMismatch, GeometryMismatch, PrefixNotFound, StoreUnavailable
+from epigraph.stores import options_for
 from epigraph.virtual import geometry_digest
 
 
@@ -41,7 +42,7 @@ class Shelf:
     def __init__(self, address: str | os.PathLike[str]) -> None:
         self.address = os.fspath(address)
         try:
-            self._files, self._root = fsspec.core.url_to_fs(self.address)
+            self._files, self._root = fsspec.core.url_to_fs(self.address, **options_for(self.address))
         except (ImportError, ValueError, OSError) as wrong:
             raise PrefixNotFound(
                 f"{self.address} cannot be read: {wrong}; give a folder or an fsspec address"
@@ -50,7 +51,8 @@ class Shelf:
     def open(self, prefix: str, version: str = "") -> Opened:
         """The artifact of a prefix, read whole and checked (docs/format.md).
 
-        Raises :class:`PrefixNotFound`, :class:`BadClaim` for a bad id, and what :func:`epigraph.artifact.load` raises.
+        Raises :class:`PrefixNotFound`, :class:`BadClaim` for a bad id, :class:`StoreUnavailable` where the address does
+        not answer, and what :func:`epigraph.artifact.load` raises.
         """
         with self._on_disk(self._find(prefix, version)[0]) as path:
             content, header, _ = artifact.read(path)
@@ -81,7 +83,7 @@ class Shelf:
     def stamp(self, prefix: str, version: str = "") -> str:
         """What changes when the artifact's file does, without reading it.
 
-        Raises :class:`PrefixNotFound`, and :class:`BadClaim` for a bad id.
+        Raises :class:`PrefixNotFound`, :class:`BadClaim` for a bad id, and :class:`StoreUnavailable`.
         """
         return self._find(prefix, version)[1]
 
@@ -100,8 +102,8 @@ class Shelf:
                 )
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError) as wrong:
-                raise PrefixNotFound(f"prefix {name} at {self.address} cannot be read: {wrong}") from wrong
+            except Exception as wrong:
+                raise StoreUnavailable(f"prefix {name} at {self.address} cannot be read: {wrong}") from wrong
             if told.get("type") == "file" or told.get("islink"):
                 # All that is said of it: each kind of file system tells of a change in a word of its own.
                 return path, repr(sorted((key, str(value)) for key, value in told.items()))
@@ -121,8 +123,10 @@ class Shelf:
             try:
                 with self._files.open(path, "rb") as source, copy.open("wb") as target:
                     _copy(source, target)
-            except (OSError, ValueError) as wrong:
+            except FileNotFoundError as wrong:
                 raise PrefixNotFound(f"{path} at {self.address} cannot be read: {wrong}") from wrong
+            except Exception as wrong:
+                raise StoreUnavailable(f"{path} at {self.address} cannot be read: {wrong}") from wrong
             yield copy
 
 

@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from epigraph.errors import BadValue, ContentMismatch, StoreUnavailable
 from epigraph.files import create_whole
+from epigraph.stores import options_for
 
 # No tenant begins with a dot.
 MARK = ".epigraph-registry"
@@ -25,7 +26,6 @@ MARK = ".epigraph-registry"
 WHOLE_BYTES = 64 << 20
 
 _PIECE = 1 << 20
-_CONNECT_SECONDS = 5
 _WRITE_ATTEMPTS = 20
 _USER = re.compile(r"//[^/@]*@")
 _ADVICE = "see that it can be reached and has room, then try again"
@@ -43,7 +43,7 @@ class Store:
         self.address = given if "://" in given or "::" in given else str(Path(given).expanduser().absolute())
         self.label = _USER.sub("//", self.address)
         try:
-            self._files, root = fsspec.core.url_to_fs(self.address, **_options(self.address))
+            self._files, root = fsspec.core.url_to_fs(self.address, **options_for(self.address))
         except (ImportError, ValueError, OSError) as wrong:
             why = _USER.sub("//", str(wrong))
             raise StoreUnavailable(f"{self.label} cannot be used: {why}; give a folder or an fsspec address") from wrong
@@ -202,14 +202,6 @@ def _pieces(file: BinaryIO, file_hash: str) -> Iterator[bytes]:
 
 def _changed() -> ContentMismatch:
     return ContentMismatch("the file changed while it was pushed; push it again once nobody writes to it")
-
-
-def _options(address: str) -> dict[str, Any]:
-    """Nothing is remembered; and a store that is away is not waited for by the minute."""
-    told: dict[str, Any] = {"use_listings_cache": False}
-    if address.startswith(("s3://", "s3a://")) and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
-        told["config_kwargs"] = {"connect_timeout": _CONNECT_SECONDS, "retries": {"max_attempts": 2}}
-    return told
 
 
 def _sync(folder: Path) -> None:

@@ -7,11 +7,11 @@ never waits. It knows no format and no network.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from epigraph.engine.base import Engine, FinishReason, Piece, Request, TokenLogprob
-from epigraph.errors import EpigraphError, PrefixNotFound, RequestFailed, RequestTooLarge
+from epigraph.errors import EpigraphError, RequestFailed, RequestTooLarge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +43,19 @@ class Choice:
 
 class Answering:
     """The answers to ``requests``, of which the client was told that they end after ``seconds``; ``spent`` of these
-    have gone by. Close it, whatever happened."""
+    have gone by. ``behind`` tells what is behind an error of the engine's. Close it, whatever happened."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], seconds: float, *, spent: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        seconds: float,
+        *,
+        behind: Callable[[Exception], Awaitable[Exception]] | None = None,
+        spent: float = 0.0,
+    ) -> None:
         self._engine = engine
+        self._behind = behind or _itself
         self._requests = requests
         self._seconds = seconds
         self._until = asyncio.get_running_loop().time() + seconds - spent
@@ -66,8 +75,11 @@ class Answering:
                     await asyncio.sleep(0)
         except TimeoutError:
             raise self._too_long() from None
-        except PrefixNotFound:
-            raise self._gone(self._requests[len(self._pumps)]) from None
+        except Exception as wrong:
+            told = await self._behind(wrong)
+            if told is wrong:
+                raise
+            raise told from wrong
 
     async def next(self) -> Part | None:
         """The next piece of any choice, None after the last one's last.
@@ -109,10 +121,8 @@ class Answering:
                 if piece.finish_reason is not None:
                     return
             raise RequestFailed("the engine's answer has no end")
-        except PrefixNotFound:
-            self._came.put_nowait(self._gone(self._requests[index]))
         except Exception as wrong:
-            self._came.put_nowait(wrong)
+            self._came.put_nowait(await self._behind(wrong))
 
     def _too_long(self) -> RequestTooLarge:
         return RequestTooLarge(
@@ -120,7 +130,6 @@ class Answering:
             "ask for fewer new tokens"
         )
 
-    def _gone(self, request: Request) -> PrefixNotFound:
-        """In place of the engine's own words, which tell where it looked."""
-        names = [(request.prefix, request.version), *((x.prefix, x.version) for x in request.others)]
-        return PrefixNotFound(f"{' or '.join(f'{a}@{b}' for a, b in names)} was deleted; name another")
+
+async def _itself(wrong: Exception) -> Exception:
+    return wrong

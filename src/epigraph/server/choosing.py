@@ -6,13 +6,23 @@ Every request looks into the catalogue anew; it knows contracts and fingerprints
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 
 from epigraph.contract import TextContract
 from epigraph.engine.base import Base
 from epigraph.engine.shelf import Shelf
-from epigraph.errors import BadValue, ContentMismatch, PrefixNotFound, RequestTooLarge, WrongBase, WrongTokenizer
+from epigraph.errors import (
+    BadValue,
+    ContentMismatch,
+    PrefixNotFound,
+    RequestTooLarge,
+    StoreUnavailable,
+    UserError,
+    WrongBase,
+    WrongTokenizer,
+)
 from epigraph.registry import Registry, Version
 
 _MOST_CONTRACTS = 4_096
@@ -84,6 +94,28 @@ class Chooser:
                 f"{base.name} has {base.tokenizer_fingerprint[:_DIGITS]}; ask a server of its base"
             )
 
+    def behind(self, versions: Sequence[Version], wrong: Exception) -> Exception:
+        """What is behind ``wrong``, in which reading ``versions`` ended: whoever reads cannot tell a store that is away
+        from a file that was deleted, and the catalogue can."""
+        if not versions or (isinstance(wrong, UserError) and not isinstance(wrong, PrefixNotFound)):
+            return wrong
+        try:
+            for version in versions:
+                self._check_there(version)
+            self._registry.check()
+        except UserError as told:
+            return told
+        if isinstance(wrong, PrefixNotFound):
+            ids = JOINS.join(x.id for x in versions)
+            return StoreUnavailable(f"the bytes of {ids} were not found; run `epigraph registry verify`")
+        return wrong
+
+    def _check_there(self, version: Version) -> None:
+        try:
+            self._registry.get(version.tenant, version.name, version.number)
+        except PrefixNotFound:
+            raise PrefixNotFound(f"{version.id} was deleted; name another") from None
+
     def _contract(self, version: Version) -> TextContract:
         """A version never changes, so neither does what is remembered of it; whether it is there was asked before."""
         key = (version.id, version.content_hash)
@@ -101,14 +133,11 @@ class Chooser:
     def _read(self, version: Version) -> TextContract:
         try:
             opened = self._shelf.open(version.prefix, str(version.number))
-        except PrefixNotFound:
-            # Deleted since the catalogue was asked; the shelf's own words tell where it looked.
-            raise gone(version) from None
+        except Exception as wrong:
+            told = self.behind((version,), wrong)
+            if told is wrong:
+                raise
+            raise told from wrong
         if opened.content_hash != version.content_hash:
             raise ContentMismatch(f"the bytes of {version.id} are not those that were pushed; push it again")
         return opened.artifact.contract
-
-
-def gone(version: Version) -> PrefixNotFound:
-    """For a version that went while it was asked for."""
-    return PrefixNotFound(f"{version.id} was deleted; name another")

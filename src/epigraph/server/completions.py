@@ -148,7 +148,13 @@ async def _begun(
     texts = texts_of(body)
     if not serving.ruler.is_short(texts):
         await serving.counting.run(serving.ruler.check, texts)
-    answering = Answering(serving.engine, requests, serving.limits.seconds, spent=record.seconds)
+    answering = Answering(
+        serving.engine,
+        requests,
+        serving.limits.seconds,
+        behind=lambda wrong: serving.lookups.run(serving.chooser.behind, chosen.versions, wrong),
+        spent=record.seconds,
+    )
     job = _Job(
         serving=serving,
         caller=caller,
