@@ -134,7 +134,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", [*BROKEN.values(), None], ids=[*BROKEN, "half of one"])
-def test_a_file_is_taken_whole_or_not_at_all(app: App, files: list[Path], content: bytes | None) -> None:
+def test_a_file_is_taken_whole_or_not_at_all(
+    app: App, files: list[Path], content: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The server is a thread here; elsewhere lies what servers left that were killed.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     data = files[0].read_bytes()[:-9] if content is None else content
     got = app.ask("ann", "POST", "/v1/prefixes?name=broken", content=data)
     # A header that says it is a terabyte is over the format's limits.
@@ -143,7 +147,7 @@ def test_a_file_is_taken_whole_or_not_at_all(app: App, files: list[Path], conten
     assert message.startswith("the body: ")
     assert tempfile.gettempdir() not in message
     assert "ann/broken" not in app.registry.list("ann").names
-    wait_until(lambda: not list(Path(tempfile.gettempdir()).glob("epigraph-push-*")))
+    wait_until(lambda: not list(tmp_path.iterdir()))
 
 
 def test_the_registrys_own_quotas_hold(app: App, files: list[Path]) -> None:
