@@ -38,9 +38,9 @@ from epigraph.frozen.resolve import resolve
 from epigraph.train.record import machine, versions, write_json
 from epigraph.virtual import KVPrefix
 
-# As many distinct prefixes as issue for issue a laptop's users have.
+# A laptop's users, and what two cores say in a quarter of an hour.
 NUM_PREFIXES = (1, 4, 16, 64, 256)
-SIZES = Sizes(num_prefixes=NUM_PREFIXES, curve_requests=64, curve_num_new=24, num_new=48)
+SIZES = Sizes(num_prefixes=NUM_PREFIXES, num_new=24, pairs=5, curve_requests=64, curve_num_new=12)
 QUICK_SIZES = Sizes(**{**asdict(QUICK), "num_prefixes": (1, 4)})
 # Rounds in which PEFT answers one request after the other take minutes each.
 SWITCHING_PAIRS = 3
@@ -130,7 +130,7 @@ class LocalJob(Job):
 def switching(job: Job, advance: Advance) -> Part:
     """Each request with its own prefix, all in one batch, against PEFT, adapter by adapter, request by request."""
     check_installed()
-    names, num_new = list(job.claims)[: job.sizes.in_flight], job.sizes.curve_num_new
+    names, num_new = list(job.claims)[: job.sizes.in_flight], job.sizes.num_new
     opened = {name: job.shelf.open(name).artifact.tokens for name in names}
     carried = {name: tokens for name, tokens in opened.items() if isinstance(tokens, KVPrefix)}
     peft = Switching(str(job.options.model), job.frozen, carried)
