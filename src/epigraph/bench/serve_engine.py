@@ -113,7 +113,7 @@ class VLLMServed:
     def memory(self) -> dict[str, int]:
         """Resident bytes of the engine's processes together: now, and at the most each of them ever took."""
         now = sum(process.memory_info().rss for process in self._processes)
-        return {"resident_bytes": now, "peak_bytes": sum(_peak(process.pid) for process in self._processes)}
+        return {"resident_bytes": now, "peak_bytes": sum(peak_bytes(process.pid) for process in self._processes)}
 
     def bytes_read(self) -> int:
         """What the engine's processes have read from files and pipes."""
@@ -227,6 +227,7 @@ def _children() -> list[Any]:
     return found
 
 
-def _peak(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
+    """The most resident bytes that a process ever took."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))

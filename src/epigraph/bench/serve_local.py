@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +21,7 @@ import torch
 from epigraph.bench import serve_parts
 from epigraph.bench.clock import ratios, spread
 from epigraph.bench.peers import Switching, check_installed
-from epigraph.bench.serve_engine import Options
+from epigraph.bench.serve_engine import Options, peak_bytes
 from epigraph.bench.serve_job import QUICK, Job, Sizes
 from epigraph.bench.serve_load import Ask
 from epigraph.bench.serve_parts import Advance, Part
@@ -41,7 +41,7 @@ from epigraph.virtual import KVPrefix
 # A laptop's users, and what two cores say in a quarter of an hour.
 NUM_PREFIXES = (1, 4, 16, 64, 256)
 SIZES = Sizes(num_prefixes=NUM_PREFIXES, num_new=24, pairs=5, curve_requests=64, curve_num_new=12)
-QUICK_SIZES = Sizes(**{**asdict(QUICK), "num_prefixes": (1, 4)})
+QUICK_SIZES = replace(QUICK, num_prefixes=(1, 4))
 # Rounds in which PEFT answers one request after the other take minutes each.
 SWITCHING_PAIRS = 3
 
@@ -75,10 +75,8 @@ class LocalServed:
         """See :class:`epigraph.bench.serve_job.Served`."""
         import psutil
 
-        told = psutil.Process().memory_info()
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        peak = 1024 * next(int(x.split()[1]) for x in lines if x.startswith("VmHWM:"))
-        return {"resident_bytes": told.rss, "peak_bytes": peak}
+        here = psutil.Process()
+        return {"resident_bytes": here.memory_info().rss, "peak_bytes": peak_bytes(here.pid)}
 
     def bytes_read(self) -> int:
         """See :class:`epigraph.bench.serve_job.Served`."""
